@@ -1,0 +1,17 @@
+"""The errors a user can cause: each message is one line that says what is wrong, where, what to do."""
+
+
+class JaxmnistError(Exception):
+    """Base of the library's own errors; the scripts print its message and exit with 1."""
+
+
+class DataError(JaxmnistError):
+    """A file or array is there but damaged, incomplete or not what it should be."""
+
+
+class DataNotFoundError(DataError):
+    """The data is in none of the places where it is looked for, and cannot be downloaded."""
+
+
+class NonFiniteLossError(JaxmnistError):
+    """The training loss became infinite or not-a-number."""

@@ -1,0 +1,63 @@
+"""IDX, the format of the four official MNIST files: a header that gives the shape, then the bytes.
+
+The header is a magic number (two zero bytes, a type, the number of dimensions) and one big-endian
+u32 a dimension; see https://yann.lecun.org/exdb/mnist/.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxmnist.errors import DataError
+
+_UINT8 = 8
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
+    """The uint8 array in an IDX file, gzipped (`.gz`) or raw, which must have this shape.
+
+    What the header claims is compared with `shape` before the data is read, and no more than that
+    is ever read, so a file that claims billions of images costs nothing.
+
+    Raises:
+        DataError: the file cannot be read, or is no IDX file of this shape, or is damaged.
+    """
+    header_size, data_size = 4 + 4 * len(shape), math.prod(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(header_size)
+            _check_header(path, header, shape)
+            data = file.read(data_size)
+            excess = file.read(1)  # reading past the end makes gzip compare its checksum
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: cannot be read, the file is damaged ({_reason(error)})"
+        ) from error
+    if len(data) < data_size or excess:
+        size = "more" if excess else f"{len(data):,}"
+        raise DataError(f"{path}: holds {size} bytes of data where its header says {data_size:,}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _check_header(path: Path, header: bytes, shape: tuple[int, ...]) -> None:
+    if len(header) < 4 + 4 * len(shape):
+        raise DataError(f"{path}: too short for an IDX file")
+    magic, *dims = struct.unpack(f">{1 + len(shape)}I", header)
+    expected = _UINT8 << 8 | len(shape)
+    if magic != expected:
+        raise DataError(f"{path}: wrong magic number {magic}, expected {expected}: no MNIST file")
+    if tuple(dims) != shape:
+        raise DataError(f"{path}: says it holds {_text(dims)} values, expected {_text(shape)}")
+
+
+def _text(dims: tuple[int, ...] | list[int]) -> str:
+    return " x ".join(map(str, dims))
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or "truncated"

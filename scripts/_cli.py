@@ -1,0 +1,64 @@
+"""What every script does around its work: options in, one clear line and an exit code out."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+
+class UsageError(Exception):
+    """An option's value is wrong, which showed only later: exit code 2."""
+
+
+def run(main: Callable[[Config], None], config_type: type[Config], description: str) -> NoReturn:
+    """Parse the command line into a `config_type`, call `main` with it and exit.
+
+    The code is 0 when done, 2 for wrong usage, 130 for Ctrl-C and 1 for every other error that a
+    user can cause; each error is one line. Errors that are ours keep their traceback.
+    """
+    config = _parse(config_type, description)
+    from jaxmnist.errors import JaxmnistError  # not earlier: it loads JAX, which --help must not
+
+    try:
+        main(config)
+        sys.stdout.flush()
+    except UsageError as error:
+        _fail(str(error), 2)
+    except JaxmnistError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    sys.exit(0)
+
+
+def _parse(config_type: type[Config], description: str) -> Config:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(config_type, description=description)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        # tyro draws its errors as a box: the message, a rule, then hints.
+        lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
+        message = lines[: next((i for i, line in enumerate(lines) if set(line) <= {"─"}), None)]
+        _fail(f"{' '.join(message)} (see --help)", 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    one_line = " ".join(message.split())
+    print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
+    sys.exit(code)

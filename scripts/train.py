@@ -1,0 +1,269 @@
+"""Train the notebook's MLP: 784-128-64-10 on MNIST, SGD, five epochs in batches of 64."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from _cli import UsageError, run
+
+if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
+    import jax
+    import optax
+
+    from jaxmnist import Dataset
+    from jaxmnist.mnist import Mnist
+
+WARNING = (
+    "WARNING: this is NOT MNIST but digits drawn by a program: "
+    "MNIST is neither on this machine nor can it be downloaded now."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The options. The defaults are the notebook's run: on MNIST it ends at a training loss of
+    0.39 and a test accuracy of 90 %, after about a second on two CPU cores."""
+
+    epochs: int = 5
+    """How often every training image is seen."""
+    batch_size: int = 64
+    """Images a step."""
+    learning_rate: float = 0.003
+    """Step size of the optimizer."""
+    momentum: float = 0.0
+    """Momentum of SGD."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimizer, one of optax's."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Width of each hidden layer."""
+    loss: Literal["cross_entropy", "nll"] = "cross_entropy"
+    """Cross-entropy on logits, or negative log likelihood on a log-softmax head."""
+    seed: int = 0
+    """Makes the initial weights, the shuffling and, if drawn, the digits."""
+    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
+    """MNIST, or drawn digits; auto is MNIST or, where that cannot be had, drawn digits."""
+    data_dir: Path | None = None
+    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """Where to train; auto is the best that JAX finds."""
+    out: Path | None = None
+    """New directory for the config, the metrics of each epoch and the weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is loaded."""
+        for name, least in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be at least {least}, not {value}")
+        if self.seed >= 2**32:
+            raise ValueError(f"--seed must be below 2**32, not {self.seed}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum must be in [0, 1), not {self.momentum}")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"--momentum is SGD's; --optimizer {self.optimizer} has none to set")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"--hidden needs widths of at least 1, not {self.hidden}")
+
+
+def main(config: Config) -> None:
+    """Load, compile, train and evaluate, report."""
+    import jax
+    import tqdm
+
+    from jaxmnist import check_finite
+
+    clock = Clock()
+    check_out(config.out)
+    device = find_device(config.device)
+    data, drawn = load(config)
+    n = len(data.train.labels)
+    if config.batch_size > n:
+        raise UsageError(f"--batch-size {config.batch_size} is above the {n:,} training images")
+    print(f"Data: {data.source}", flush=True)
+    if data.note:
+        print(f"Note: {data.note}", file=sys.stderr)
+    train, test = jax.device_put((data.train, data.test), device)
+    clock.lap("load")
+
+    key = jax.device_put(jax.random.key(config.seed), device)
+    state, run_epoch, run_test = build(config, key, train, test)
+    clock.lap("compile")
+
+    records = []
+    for epoch in tqdm.tqdm(range(config.epochs), unit="epoch", leave=False, disable=None):
+        state, metrics = run_epoch(state, key, epoch, train)
+        losses = jax.device_get(metrics["loss"])
+        clock.lap("train")
+        check_finite(losses, first_step=epoch * len(losses))
+        scores = jax.device_get(run_test(state.params, test))
+        clock.lap("evaluate")
+        record = {
+            "epoch": epoch + 1,
+            "train_loss": float(losses.mean(dtype="float64")),
+            "test_loss": float(scores["loss"]),
+            "test_accuracy": float(scores["accuracy"]),
+        }
+        records.append(record)
+        tqdm.tqdm.write(
+            f"Training loss: {record['train_loss']:.6f}   test loss: {record['test_loss']:.6f}"
+            f"   test accuracy: {record['test_accuracy']:.2%}"
+        )
+
+    if config.out:
+        save(config, data.source, records, state.params)
+    report(config, data.source, drawn, device, n, len(losses), clock)
+
+
+def build(config: Config, key: jax.Array, train: Dataset, test: Dataset) -> tuple[Any, ...]:
+    """The initial state, and the two programs of a run, compiled: an epoch and an evaluation."""
+    import jax
+
+    from jaxmnist import (
+        MLP,
+        TrainState,
+        cross_entropy,
+        epoch_order,
+        evaluate,
+        init_state,
+        make_train_epoch,
+        make_train_step,
+        nll_loss,
+    )
+
+    model = MLP(config.hidden, log_probs=config.loss == "nll")
+    loss_fn = nll_loss if config.loss == "nll" else cross_entropy
+    tx = make_optimizer(config)
+    train_epoch = make_train_epoch(make_train_step(model.apply, tx, loss_fn), config.batch_size)
+
+    def run_epoch(state: TrainState, key: jax.Array, epoch: int, train: Dataset) -> Any:
+        return train_epoch(state, train, epoch_order(key, epoch, len(train.labels)))
+
+    def run_test(params: Any, test: Dataset) -> Any:
+        return evaluate(model.apply, params, test, loss_fn)
+
+    state = jax.jit(lambda key: init_state(key, model, tx))(key)
+    return (
+        state,
+        # Nobody else holds the state, so the next one may take its memory.
+        jax.jit(run_epoch, donate_argnums=0).lower(state, key, 0, train).compile(),
+        jax.jit(run_test).lower(state.params, test).compile(),
+    )
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """The optax optimizer that the options name."""
+    import optax
+
+    if config.optimizer == "sgd":
+        return optax.sgd(config.learning_rate, momentum=config.momentum or None)
+    return getattr(optax, config.optimizer)(config.learning_rate)
+
+
+def find_device(name: str) -> jax.Device:
+    """The device to train on."""
+    import jax
+
+    from jaxmnist import JaxmnistError
+
+    if name == "cpu":  # does not wake an accelerator that is not wanted
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        return jax.devices(None if name == "auto" else name)[0]
+    except RuntimeError as error:
+        raise JaxmnistError(
+            f"--device {name}: JAX finds no such device, only {jax.default_backend()}; "
+            "the extras jaxmnist[cuda] and jaxmnist[tpu] install the support for others"
+        ) from error
+
+
+def load(config: Config) -> tuple[Mnist, bool]:
+    """The data, and whether it is drawn digits standing in for an MNIST that cannot be had."""
+    from jaxmnist import DataNotFoundError
+    from jaxmnist.mnist import Mnist, find_mnist
+    from jaxmnist.synthetic import load_synthetic
+
+    if config.dataset != "synthetic":
+        try:
+            return find_mnist(config.data_dir, progress=sys.stderr.isatty()), False
+        except DataNotFoundError as error:
+            named = config.data_dir or os.environ.get("JAXMNIST_DATA_DIR")
+            if config.dataset == "mnist" or named:
+                raise
+            print(f"{WARNING}\n{error}", file=sys.stderr)
+    elif config.data_dir:
+        raise UsageError("--data-dir is MNIST's; --dataset synthetic reads no files")
+    train, test = load_synthetic(config.seed)
+    source = f"drawn digits, seed {config.seed}: not MNIST"
+    return Mnist(train, test, source), config.dataset == "auto"
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse an output directory that cannot be made or holds something, before the work."""
+    from jaxmnist import JaxmnistError
+
+    if out is None:
+        return
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"--out {out}: is there already; name a new directory")
+    ancestor = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (ancestor.is_dir() and os.access(ancestor, os.W_OK)):
+        raise JaxmnistError(f"--out {out}: {ancestor} is no directory that can be written to")
+
+
+def save(config: Config, source: str, records: list[dict[str, float]], params: Any) -> None:
+    """Write config.json, metrics.jsonl and weights.safetensors; the directory appears complete."""
+    from jaxmnist.torch_compat import save_weights
+
+    assert config.out is not None
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=config.out.parent, prefix=f".{config.out.name}-", ignore_cleanup_errors=True
+    ) as name:
+        options = {**dataclasses.asdict(config), "source": source}
+        Path(name, "config.json").write_text(json.dumps(options, default=str, indent=2) + "\n")
+        Path(name, "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        save_weights(Path(name, "weights.safetensors"), params)
+        os.chmod(name, 0o755)  # a temporary directory is private
+        os.replace(name, config.out)
+
+
+def report(
+    config: Config, source: str, drawn: bool, device: jax.Device, n: int, steps: int, clock: Clock
+) -> None:
+    """The closing summary."""
+    seconds = clock.seconds
+    print(f"\nTrained on {source}")
+    print(f"  {config.epochs} epochs of {steps} steps on {device.device_kind} ({device.platform})")
+    print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
+    print(f"  {config.epochs * n / seconds['train']:,.0f} images per second in training")
+    if config.out:
+        print(f"  config, metrics and weights in {config.out}")
+    if drawn:
+        print(WARNING)
+
+
+class Clock:
+    """Seconds spent, by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
