@@ -1,4 +1,4 @@
-"""What training data is here: uint8 images, int32 labels, and the order in which an epoch sees them."""
+"""Training data: uint8 images, int32 labels, and the order in which an epoch sees them."""
 
 import zlib
 from collections.abc import Iterator

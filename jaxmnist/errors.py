@@ -1,4 +1,4 @@
-"""The errors a user can cause: each message is one line that says what is wrong, where, what to do."""
+"""The errors a user can cause. Each message is one line: what is wrong, where, what to do."""
 
 
 class JaxmnistError(Exception):

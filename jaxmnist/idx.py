@@ -41,7 +41,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
     if len(data) < data_size or excess:
         size = "more" if excess else f"{len(data):,}"
         raise DataError(f"{path}: holds {size} bytes of data where its header says {data_size:,}")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape).copy()  # a copy can be written to
 
 
 def _check_header(path: Path, header: bytes, shape: tuple[int, ...]) -> None:

@@ -58,7 +58,7 @@ def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> tuple[Dataset,
 
 
 def find_mnist(data_dir: str | os.PathLike[str] | None = None, *, progress: bool = False) -> Mnist:
-    """What `load_mnist` does, telling where it was found; `progress` shows a download's progress."""
+    """`load_mnist`, telling where it was found; `progress` shows a download's progress."""
     named = data_dir or os.environ.get("JAXMNIST_DATA_DIR")
     if named:
         return _from_idx(Path(named).expanduser(), required=True)  # type: ignore[return-value]
@@ -132,9 +132,9 @@ def _from_download(progress: bool) -> Mnist:
         tfds_source.probe()
     except DataNotFoundError as error:
         raise DataNotFoundError(
-            f"MNIST is neither in {NOTEBOOK_DIR} nor prepared by tensorflow-datasets nor cached, and "
-            f"cannot be downloaded ({error}); put its four IDX files into a directory and name that "
-            "with --data-dir or JAXMNIST_DATA_DIR"
+            f"MNIST is neither in {NOTEBOOK_DIR} nor prepared by tensorflow-datasets nor cached, "
+            f"and cannot be downloaded ({error}); put its four IDX files into a directory and name "
+            "that with --data-dir or JAXMNIST_DATA_DIR"
         ) from error
     with contextlib.ExitStack() as stack:
         # Of several processes that start at once, one downloads and the others find its cache. If
@@ -152,7 +152,7 @@ def _from_download(progress: bool) -> Mnist:
 
 
 def _through_cache(source: str, files: Iterable[Path], parse: Callable[[], Arrays]) -> Mnist:
-    """What `parse` makes of these files, or the cache's copy if it was made from just these files."""
+    """What `parse` makes of these files, or the cache's copy if it was made from just these."""
     stamps = ((path.resolve(), path.stat()) for path in sorted(files))
     origin = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stamps)
     cached = cache.load(_CACHE)
@@ -167,9 +167,7 @@ def _through_cache(source: str, files: Iterable[Path], parse: Callable[[], Array
     if not _is_official(arrays):
         raise DataError(f"{source}: the checksum differs from MNIST's: damaged, or other images")
     problem = cache.store(_CACHE, {**arrays, "origin": np.array(origin)})
-    return _mnist(
-        arrays, source, problem and f"not cached, so the next start parses again: {problem}"
-    )
+    return _mnist(arrays, source, problem and f"not cached, every start parses again: {problem}")
 
 
 def _is_official(arrays: Arrays) -> bool:

@@ -27,7 +27,7 @@ from jaxmnist.data import Dataset
 _SKELETONS = """
 0 4 | 12 1, 7 1, 4 6, 4 14, 8 19, 13 18, 16 12, 15 5, 11 0, 8 1
 0 2 | 14 3, 10 0, 5 4, 3 11, 6 18, 11 20, 16 15, 17 8, 14 2, 9 1
-0 1 | 11 1, 7 2, 4 7, 4 14, 8 19, 13 18, 16 12, 16 6, 14 2
+0 1 | 11 1, 7 2, 4 7, 4 14, 8 19, 13 18, 16 12, 16 6, 14 2, 12 1
 0 1 | 13 5, 9 3, 6 7, 4 13, 7 19, 12 19, 16 13, 15 4, 11 0, 8 2, 9 5, 14 3
 1 8 | 10 0, 10 7, 10 14, 10 20
 1 2 | 6 5, 8 3, 11 0, 11 0, 11 10, 11 20
@@ -163,7 +163,7 @@ def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28
 
     # A line of ink a * exp(-d^2 / 2s^2) is half white, ink = ln 2, at d = s * sqrt(2 ln(a / ln 2)):
     # `radius` is half of its width in pixels, `sigma` the softness of its edge.
-    radius = 1.18 * jnp.exp(0.28 * hand[29])
+    radius = 1.15 * jnp.exp(0.28 * hand[29])
     sigma = 0.52 * jnp.exp(0.08 * hand[30])
     darkest = math.log(2) * jnp.exp((radius / sigma) ** 2 / 2)
 
@@ -184,7 +184,7 @@ def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28
     dab = jnp.exp(-(distance**2) / (2 * sigma**2))
     weight = length * pressure * darkest / (sigma * math.sqrt(2 * math.pi))
     ink = _matmul((dab[:, 1] * weight[:, None]).T, dab[:, 0])
-    grey = jnp.clip(1.06 - 1.1 * jnp.exp(-ink), 0, 1)
+    grey = jnp.clip(1.13 - 1.18 * jnp.exp(-ink), 0, 1)
     return jnp.round(255 * grey).astype(jnp.uint8)
 
 

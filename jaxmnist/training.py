@@ -1,4 +1,4 @@
-"""Training as a pure function: a state, a step that takes it one batch further, an epoch of steps."""
+"""Training as a pure function: a state, a step that takes it one batch further, an epoch."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -16,6 +16,8 @@ from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import AnyArray, ApplyFn, LossFn, Metrics, Params
 
+_IMAGE = np.zeros(784, np.float32)
+
 
 class TrainState(NamedTuple):
     """All that training changes, as one pytree.
@@ -31,11 +33,12 @@ class TrainState(NamedTuple):
 
 @runtime_checkable
 class TrainStep(Protocol):
-    """`(state, batch) -> (state, metrics)`; `where` marks the examples that count, by default all."""
+    """`(state, batch) -> (state, metrics)`: one batch further."""
 
     def __call__(
         self, state: TrainState, batch: Batch, where: Bool[AnyArray, " n"] | None = None
-    ) -> tuple[TrainState, Metrics]: ...
+    ) -> tuple[TrainState, Metrics]:
+        """`where` marks the examples that count, by default all; the loss must take it too."""
 
 
 TrainEpoch = Callable[[TrainState, Dataset, Int[AnyArray, " n"]], tuple[TrainState, Metrics]]
@@ -45,7 +48,7 @@ def init_state(
     key: PRNGKeyArray,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    image: Float[AnyArray, "*shape"] = np.zeros(784, np.float32),
+    image: Float[AnyArray, "*shape"] = _IMAGE,
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
 
@@ -138,14 +141,11 @@ def make_train_epoch(
             return jax.lax.scan(
                 step, state, (filled.reshape(-1, batch_size), real.reshape(-1, batch_size))
             )
-        state, metrics = jax.lax.scan(
-            step, state, (order[: n - tail].reshape(-1, batch_size), None)
-        )
+        full = order[: n - tail].reshape(-1, batch_size)
+        state, metrics = jax.lax.scan(step, state, (full, None))
         if tail:
             state, last = step(state, (order[n - tail :], None))
-            metrics = jax.tree.map(
-                lambda rows, row: jnp.concatenate([rows, row[None]]), metrics, last
-            )
+            metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), metrics, last)
         return state, metrics
 
     return train_epoch

@@ -1,8 +1,8 @@
-"""The notebook's transforms as pure functions: ToTensor, Normalize((0.5,), (0.5,)) and the flattening.
+"""The notebook's transforms as pure functions: ToTensor, Normalize((0.5,), (0.5,)), flattening.
 
-They are elementwise or a reshape, so they run inside the compiled step, on the uint8 pixels that lie
-on the device: nothing is transformed ahead of time and nothing is stored twice. NumPy arrays are
-transformed by NumPy, on the host, with the same result.
+They are elementwise or a reshape, so they run inside the compiled step, on the uint8 pixels that
+lie on the device: nothing is transformed ahead of time and nothing is stored twice. NumPy arrays
+are transformed by NumPy, on the host, with the same result.
 """
 
 import math

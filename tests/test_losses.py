@@ -12,7 +12,7 @@ LABELS = np.array([0, 1, 2], np.int32)
 
 def test_worked_by_hand():
     # ln(1 + e^-1 + e^-2); ln(e^-1 + e^.5 + e^3) - .5; ln 3
-    by_hand = [0.40760596, 2.59564052, 1.09861229]
+    by_hand = [0.40760596, 2.59567429, 1.09861229]
     losses = cross_entropy(LOGITS, LABELS, reduction="none")
     np.testing.assert_allclose(losses, by_hand, rtol=1e-6)
     np.testing.assert_allclose(cross_entropy(LOGITS, LABELS), np.mean(by_hand), rtol=1e-6)
