@@ -27,8 +27,9 @@ def load(name: str) -> dict[str, np.ndarray] | None:
     objects are refused, so a foreign file is never executed.
     """
     try:
-        with np.load(cache_dir() / f"{name}.npz", allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        with (cache_dir() / f"{name}.npz").open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            return {key: arrays[key] for key in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile):
         return None
 

@@ -93,8 +93,7 @@ def _read_split(directory: Path, split: str, count: int) -> tuple[np.ndarray, np
 
 def _read_tfrecord(path: Path) -> Iterator[bytes]:
     """The records of a TFRecord file: length (8 bytes), its CRC (4), the record, its CRC (4)."""
-    content = path.read_bytes()
-    position = 0
+    content, position = path.read_bytes(), 0
     while position < len(content):
         (length,) = struct.unpack_from("<Q", content, position)
         yield content[position + 12 : position + 12 + length]
@@ -129,7 +128,7 @@ def probe(base_url: str = MNIST_URL) -> None:
     import requests
 
     url = base_url + FILES[0]
-    answers = []
+    answers = [f"no answer within {_PROBE_SECONDS:g} s"]  # "" is the good one
 
     def ask() -> None:
         try:
@@ -142,9 +141,8 @@ def probe(base_url: str = MNIST_URL) -> None:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)
-    failure = answers[0] if answers else f"no answer within {_PROBE_SECONDS:g} s"
-    if failure:
-        raise _not_downloaded(url, failure)
+    if answers[-1]:
+        raise _not_downloaded(url, answers[-1])
 
 
 def download(
@@ -186,7 +184,7 @@ def _run_child(base_url: str, directory: str, progress: bool, stall_seconds: flo
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
             [sys.executable, "-P", "-c", _CHILD, base_url, directory],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # it imports as we do
             stdin=subprocess.PIPE,  # it closes when this process ends, however it ends
             stdout=log,
             stderr=log,
@@ -206,9 +204,9 @@ def _run_child(base_url: str, directory: str, progress: bool, stall_seconds: flo
 
 
 def _watch(
-    child: subprocess.Popen[bytes], base_url: str, directory: str, bar: Any, stall_seconds: float
+    child: subprocess.Popen[bytes], url: str, directory: str, bar: Any, stall: float
 ) -> None:
-    """Wait for `child` and show the bytes in `directory`; raise where they stop."""
+    """Wait for `child` and show the bytes in `directory`; raise if none come for `stall` s."""
     size, since = 0, time.monotonic()
     while child.poll() is None:
         time.sleep(0.05)
@@ -217,8 +215,8 @@ def _watch(
             if grown:
                 size, since = size + grown, time.monotonic()
                 bar.update(grown)
-        if time.monotonic() - since > stall_seconds:
-            raise _not_downloaded(base_url, f"nothing arrived for {stall_seconds:g} s")
+        if time.monotonic() - since > stall:
+            raise _not_downloaded(url, f"nothing arrived for {stall:g} s")
     bar.update(_DOWNLOAD_BYTES - size if child.returncode == 0 else 0)
 
 

@@ -1,5 +1,6 @@
 """Training as a pure function: a state, a step that takes it one batch further, an epoch."""
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from jaxmnist.data import Batch, Dataset
 from jaxmnist.errors import NonFiniteLossError
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
-from jaxmnist.types import AnyArray, ApplyFn, LossFn, Metrics, Params
+from jaxmnist.types import AnyArray, ApplyFn, LossFn, Metrics, Optimizer, Params
 
 _IMAGE = np.zeros(784, np.float32)
 
@@ -47,7 +48,7 @@ TrainEpoch = Callable[[TrainState, Dataset, Int[AnyArray, " n"]], tuple[TrainSta
 def init_state(
     key: PRNGKeyArray,
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     image: Float[AnyArray, "*shape"] = _IMAGE,
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
@@ -64,7 +65,7 @@ def init_state(
 
 def make_train_step(
     apply_fn: ApplyFn,
-    tx: optax.GradientTransformation,
+    tx: Optimizer,
     loss_fn: LossFn = cross_entropy,
     transform: Callable[[Array], Array] = preprocess,
 ) -> TrainStep:
@@ -83,9 +84,16 @@ def make_train_step(
     The metrics are a dict with "loss", the loss before the update.
     """
 
+    takes_where = _takes_where(loss_fn)
+
     def train_step(
         state: TrainState, batch: Batch, where: Bool[AnyArray, " n"] | None = None
     ) -> tuple[TrainState, Metrics]:
+        if where is not None and not takes_where:
+            raise TypeError(
+                "loss_fn takes no `where`, so it cannot leave out the filling of a short last batch:"
+                " let it, choose a batch size that divides the data, or make_train_epoch(pad=False)"
+            )
         images = transform(jnp.asarray(batch.images))
 
         def objective(params: Params) -> tuple[Float[Array, ""], Metrics]:
@@ -107,6 +115,11 @@ def make_train_step(
     return train_step
 
 
+def _takes_where(loss_fn: LossFn) -> bool:
+    kinds = {name: p.kind for name, p in inspect.signature(loss_fn).parameters.items()}
+    return "where" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
+
+
 def make_train_epoch(
     train_step: TrainStep, batch_size: int = 64, *, pad: bool = True
 ) -> TrainEpoch:
@@ -126,12 +139,13 @@ def make_train_epoch(
     def train_epoch(
         state: TrainState, dataset: Dataset, order: Int[AnyArray, " n"]
     ) -> tuple[TrainState, Metrics]:
+        images, labels, order = map(jnp.asarray, (*dataset, order))
+
         def step(
             state: TrainState, rows: tuple[Int[Array, " batch"], Bool[Array, " batch"] | None]
         ) -> tuple[TrainState, Metrics]:
             indices, where = rows
-            batch = Batch(dataset.images[indices], dataset.labels[indices])
-            return train_step(state, batch, where)
+            return train_step(state, Batch(images[indices], labels[indices]), where)
 
         n = order.shape[0]
         tail = n % batch_size

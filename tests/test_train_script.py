@@ -1,0 +1,211 @@
+"""scripts/train.py as a user meets it: what it prints, what it writes, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+TRAIN = ROOT / "scripts" / "train.py"
+
+
+def refused(result, code: int, *words: str) -> None:
+    """One clear line on stderr that holds the words, nothing else; the exit code."""
+    got, _, stderr = result
+    (line,) = stderr.splitlines()
+    assert line.startswith("train.py: error: ")
+    for word in words:
+        assert word in line
+    assert got == code
+
+
+def test_help_is_quick_and_starts_no_jax():
+    code = f"import sys, runpy; sys.argv = ['train.py', '--help']; sys.path[0] = {str(TRAIN.parent)!r}"
+    code += f"\ntry: runpy.run_path({str(TRAIN)!r}, run_name='__main__')"
+    code += "\nexcept SystemExit as stop: assert stop.code == 0 and 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for option in ("epochs", "batch-size", "learning-rate", "momentum", "optimizer", "hidden"):
+        assert f"--{option}" in done.stdout
+    for option in ("loss", "seed", "dataset", "data-dir", "device", "out"):
+        assert f"--{option}" in done.stdout
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
+    out = tmp_path / "runs" / "one"
+    code, stdout, _ = script("train.py", "--data-dir", mnist_dir, "--seed", seed, "--out", out)
+    assert code == 0
+    lines = stdout.splitlines()
+    assert lines[0].startswith(f"Data: {mnist_dir}")
+    losses = [float(line.split()[2]) for line in lines if line.startswith("Training loss: ")]
+    assert len(losses) == 5
+    assert losses == sorted(losses, reverse=True)
+    for word in ("load", "compile", "train", "evaluate", "images per second", "cpu", "938 steps"):
+        assert word in stdout
+    assert "WARNING" not in stdout
+
+    config = json.loads((out / "config.json").read_text())
+    assert (config["seed"], config["learning_rate"]) == (seed, 0.003)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5]
+    assert abs(records[-1]["train_loss"] - losses[-1]) < 1e-6
+    assert abs(records[-1]["train_loss"] - 0.387) < 0.02
+    assert 0.89 < records[-1]["test_accuracy"] < 0.91
+    assert sorted(path.name for path in out.parent.iterdir()) == ["one"]
+
+    if seed == 0:  # the weights are those that were tested
+        from jaxmnist import MLP, evaluate, load_mnist
+        from jaxmnist.torch_compat import load_weights
+
+        params = load_weights(out / "weights.safetensors")
+        scores = evaluate(MLP().apply, params, load_mnist(mnist_dir)[1])
+        np.testing.assert_allclose(scores["accuracy"], records[-1]["test_accuracy"], atol=1e-6)
+
+
+def test_options_reach_the_run(script, tmp_path):
+    out = tmp_path / "out"
+    options = "--epochs 1 --batch-size 100 --learning-rate 0.1 --momentum 0.5 --hidden 32"
+    options += " --loss nll --device cpu --dataset synthetic"
+    code, stdout, stderr = script("train.py", *options.split(), "--out", out)
+    assert code == 0
+    assert "600 steps" in stdout
+    assert "WARNING" not in stdout + stderr  # they were asked for
+    from jaxmnist.torch_compat import load_weights
+
+    params = load_weights(out / "weights.safetensors")["params"]
+    assert params["Dense_0"]["kernel"].shape == (784, 32)
+    assert sorted(params) == ["Dense_0", "Dense_1"]
+    config = json.loads((out / "config.json").read_text())
+    assert (config["loss"], config["momentum"], config["hidden"]) == ("nll", 0.5, [32])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_optimizers(script, optimizer):
+    options = f"--dataset synthetic --epochs 1 --optimizer {optimizer} --learning-rate 0.001"
+    from jax import numpy_dtype_promotion
+
+    with numpy_dtype_promotion("standard"):  # optax's Adam mixes int32 and float
+        code, stdout, _ = script("train.py", *options.split())
+    assert code == 0
+    assert float(stdout.split("test accuracy: ")[1].split("%")[0]) > 85
+
+
+def test_the_step_is_traced_once_a_run(script, monkeypatch):
+    import jaxmnist
+
+    traced = []
+    make = jaxmnist.make_train_step
+
+    def counting(apply_fn, *args, **kwargs):
+        def counted(params, images):
+            traced.append(images.shape)
+            return apply_fn(params, images)
+
+        return make(counted, *args, **kwargs)
+
+    monkeypatch.setattr(jaxmnist, "make_train_step", counting)
+    code, _, _ = script("train.py", "--dataset", "synthetic", "--epochs", 3)
+    assert code == 0
+    assert traced == [(64, 784)]
+
+
+def test_no_mnist_means_drawn_digits_loudly(script, nowhere):
+    code, stdout, stderr = script("train.py", "--epochs", 1)
+    assert code == 0
+    assert "WARNING: this is NOT MNIST" in stderr
+    assert "WARNING: this is NOT MNIST" in stdout.splitlines()[-1]
+    assert "JAXMNIST_DATA_DIR" in stderr
+
+
+def test_asked_for_mnist_never_falls_back(script, nowhere, tmp_path):
+    refused(script("train.py", "--dataset", "mnist"), 1, "JAXMNIST_DATA_DIR", "--data-dir")
+    refused(script("train.py", "--data-dir", tmp_path / "no"), 1, str(tmp_path / "no"))
+
+
+def test_a_damaged_file_is_an_error_even_for_auto(script, nowhere, blank_dir):
+    path = blank_dir / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    refused(script("train.py", "--data-dir", blank_dir), 1, str(path), "damaged")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--no-such-option 3", ["--no-such-option", "--help"]),
+        ("--epochs 0", ["--epochs", "at least 1"]),
+        ("--epochs many", ["--epochs", "many"]),
+        ("--batch-size 0", ["--batch-size", "at least 1"]),
+        ("--batch-size 60001 --dataset synthetic", ["--batch-size 60001", "60,000"]),
+        ("--learning-rate -0.1", ["--learning-rate", "-0.1"]),
+        ("--learning-rate nan", ["--learning-rate", "nan"]),
+        ("--momentum 1", ["--momentum"]),
+        ("--momentum 0.5 --optimizer adam", ["--momentum", "adam"]),
+        ("--optimizer sgdd", ["--optimizer", "sgdd"]),
+        ("--hidden 0", ["--hidden"]),
+        ("--loss l2", ["--loss", "l2", "nll"]),
+        ("--seed -1", ["--seed"]),
+        ("--seed 4294967296", ["--seed"]),
+        ("--dataset cifar", ["--dataset", "cifar"]),
+        ("--dataset synthetic --data-dir /", ["--data-dir", "synthetic"]),
+        ("--device abacus", ["--device", "abacus"]),
+    ],
+)
+def test_wrong_usage(script, tmp_path, options, words):
+    refused(script("train.py", *options.split(), "--out", tmp_path / "out"), 2, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unavailable_device(script):
+    refused(script("train.py", "--dataset", "synthetic", "--device", "tpu"), 1, "--device tpu")
+
+
+def test_divergence_is_named_and_leaves_nothing(script, tmp_path):
+    options = "--dataset synthetic --learning-rate 1e6".split()
+    result = script("train.py", *options, "--out", tmp_path / "out")
+    refused(result, 1, "loss of step", "learning rate")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_is_never_overwritten(script, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("")
+    refused(script("train.py", "--out", tmp_path / "out"), 2, "--out", str(tmp_path / "out"))
+    (tmp_path / "file").write_text("")
+    refused(script("train.py", "--out", tmp_path / "file" / "x"), 1, "--out", "file")
+
+
+def test_ctrl_c_ends_it_in_one_line(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, TRAIN, *"--dataset synthetic --epochs 10000 --out".split(), tmp_path / "o"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("Training loss") for line in lines), process.stderr.read()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_crash():
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    options = "--dataset synthetic --epochs 20"
+    done = subprocess.run(
+        f"{sys.executable} {TRAIN} {options} | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert done.stdout.startswith("Data: ")
+    assert done.stderr == ""
