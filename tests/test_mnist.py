@@ -95,7 +95,7 @@ def test_nowhere_is_one_named_error_soon(nowhere):
 def test_missing_directory(tmp_path, nowhere):
     with pytest.raises(DataNotFoundError, match="nothing-here: no such directory"):
         load_mnist(tmp_path / "nothing-here")
-    with pytest.raises(DataNotFoundError, match="holds no train-images-idx3-ubyte"):
+    with pytest.raises(DataNotFoundError, match="holds none of MNIST"):
         load_mnist(tmp_path)
 
 
@@ -124,8 +124,8 @@ def poke(offset, value):
 
 DAMAGES = {
     "three of four": (TRAIN_LABELS, os.unlink, "train-labels-idx1-ubyte .* is missing"),
-    "truncated": (TRAIN_IMAGES, truncate, "cannot be read or is damaged"),
-    "one byte": (TRAIN_IMAGES, flip, "cannot be read or is damaged"),
+    "truncated": (TRAIN_IMAGES, truncate, "cannot be read, the file is damaged"),
+    "one byte": (TRAIN_IMAGES, flip, "cannot be read, the file is damaged"),
     "no gzip": (TRAIN_LABELS, lambda p: p.write_bytes(b"hello"), "damaged .*gzip"),
     "empty": (TRAIN_LABELS, lambda p: p.write_bytes(b""), "too short"),
     "magic": (TRAIN_IMAGES, poke(0, struct.pack(">I", 2052)), "wrong magic number 2052.*2051"),

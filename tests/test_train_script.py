@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,7 +24,9 @@ def refused(result, code: int, *words: str) -> None:
 
 
 def test_help_is_quick_and_starts_no_jax():
-    code = f"import sys, runpy; sys.argv = ['train.py', '--help']; sys.path[0] = {str(TRAIN.parent)!r}"
+    code = (
+        f"import sys, runpy; sys.argv = ['train.py', '--help']; sys.path[0] = {str(TRAIN.parent)!r}"
+    )
     code += f"\ntry: runpy.run_path({str(TRAIN)!r}, run_name='__main__')"
     code += "\nexcept SystemExit as stop: assert stop.code == 0 and 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -181,17 +182,17 @@ def test_out_is_never_overwritten(script, tmp_path):
 
 
 def test_ctrl_c_ends_it_in_one_line(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, TRAIN, *"--dataset synthetic --epochs 10000 --out".split(), tmp_path / "o"],
+    command = [sys.executable, TRAIN, "--dataset", "synthetic", "--epochs", "10000"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "out"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    lines = iter(process.stdout.readline, "")
-    assert any(line.startswith("Training loss") for line in lines), process.stderr.read()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    ) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("Training loss") for line in lines), process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=10)
     assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
