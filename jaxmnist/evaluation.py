@@ -1,15 +1,12 @@
 """How good a model is, measured on every image of a dataset."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxmnist.data import Dataset
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
-from jaxmnist.types import ApplyFn, LossFn, Metrics, Params
+from jaxmnist.types import ApplyFn, LossFn, Metrics, Params, Transform
 
 
 def evaluate(
@@ -17,7 +14,7 @@ def evaluate(
     params: Params,
     dataset: Dataset,
     loss_fn: LossFn = cross_entropy,
-    transform: Callable[[Array], Array] = preprocess,
+    transform: Transform = preprocess,
     batch_size: int = 1000,
 ) -> Metrics:
     """Loss, accuracy and confusion matrix over the whole dataset, no image left out. Pure.

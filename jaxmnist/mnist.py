@@ -147,7 +147,7 @@ def _from_download(progress: bool) -> Mnist:
                 return cached
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxmnist-")))
         tfds_source.download(directory, progress=progress)
-        paths = _idx_files(directory, required=True)
+        paths = {name: directory / f"{file}.gz" for name, (file, _) in FILES.items()}
         return _through_cache(tfds_source.MNIST_URL, [], lambda: _read(paths))
 
 
@@ -176,7 +176,7 @@ def _is_official(arrays: Arrays) -> bool:
         array = arrays.get(name)
         if array is None or array.shape != shape or array.dtype != np.uint8:
             return False
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest() == SHA256
 
 

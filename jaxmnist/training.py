@@ -15,7 +15,7 @@ from jaxmnist.data import Batch, Dataset
 from jaxmnist.errors import NonFiniteLossError
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
-from jaxmnist.types import AnyArray, ApplyFn, LossFn, Metrics, Optimizer, Params
+from jaxmnist.types import AnyArray, ApplyFn, LossFn, Metrics, Optimizer, Params, Transform
 
 _IMAGE = np.zeros(784, np.float32)
 
@@ -67,7 +67,7 @@ def make_train_step(
     apply_fn: ApplyFn,
     tx: Optimizer,
     loss_fn: LossFn = cross_entropy,
-    transform: Callable[[Array], Array] = preprocess,
+    transform: Transform = preprocess,
 ) -> TrainStep:
     """The training step, `train_step(state, batch) -> (state, metrics)`: pure, to be jitted by you.
 
@@ -91,7 +91,7 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         if where is not None and not takes_where:
             raise TypeError(
-                "loss_fn takes no `where`, so it cannot leave out the filling of a short last batch:"
+                "loss_fn takes no `where`, so it cannot leave out what fills up a short last batch:"
                 " let it, choose a batch size that divides the data, or make_train_epoch(pad=False)"
             )
         images = transform(jnp.asarray(batch.images))

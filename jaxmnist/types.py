@@ -1,15 +1,16 @@
 """The words that the signatures of several modules share."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-AnyArray = Array | np.ndarray  # on a device or, as NumPy's, on the host
-Params = PyTree[Any]  # a model's parameters: for Linen what `model.init` returns, a plain dict
-Metrics = dict[str, Array]
-ApplyFn = Callable[[Params, Array], Array]  # (params, images) -> logits or log-probabilities
-Optimizer = optax.GradientTransformation | optax.MultiSteps
-LossFn = Callable[..., Any]  # (logits, labels, [where=]) -> loss or (loss, metrics)
+AnyArray: TypeAlias = Array | np.ndarray  # on a device or, as NumPy's, on the host
+Params: TypeAlias = Any  # a model's parameters, a pytree: for Linen what `model.init` returns
+Metrics: TypeAlias = dict[str, Array]
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
+ApplyFn: TypeAlias = Callable[[Params, AnyArray], Any]  # (params, images) -> logits or log_probs
+LossFn: TypeAlias = Callable[..., Any]  # (logits, labels, [where=]) -> loss or (loss, metrics)
+Transform: TypeAlias = Callable[[Array], AnyArray]  # images -> what the model takes

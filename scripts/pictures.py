@@ -1,0 +1,63 @@
+"""Draw the README's pictures: the loss curve of the notebook's run, and a grid of drawn digits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from _cli import run
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The options."""
+
+    out: Path = Path(__file__).parent.parent / ".github" / "pictures"
+    """Directory for the pictures."""
+    data_dir: Path | None = None
+    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
+    seed: int = 0
+    """The run's seed."""
+
+
+def main(config: Config) -> None:
+    """Train as the notebook does and draw."""
+    import jax
+    import numpy as np
+    import optax
+
+    from jaxmnist import (
+        MLP,
+        epoch_order,
+        evaluate,
+        init_state,
+        load_mnist,
+        make_train_epoch,
+        make_train_step,
+    )
+    from jaxmnist.plots import digit_grid, loss_curve
+    from jaxmnist.synthetic import load_synthetic
+
+    train, test = jax.device_put(load_mnist(config.data_dir))
+    model, tx, key = MLP(), optax.sgd(0.003), jax.random.key(config.seed)
+    train_epoch = jax.jit(make_train_epoch(make_train_step(model.apply, tx)))
+    run_test = jax.jit(lambda params: evaluate(model.apply, params, test))
+    state, losses, records = init_state(key, model, tx), [], []
+    for epoch in range(5):
+        state, metrics = train_epoch(state, train, epoch_order(key, epoch, len(train.labels)))
+        losses.append(np.asarray(metrics["loss"]))
+        scores = {
+            f"test_{name}": float(value.mean()) for name, value in run_test(state.params).items()
+        }
+        records.append({"train_loss": float(losses[-1].mean()), **scores})
+    config.out.mkdir(parents=True, exist_ok=True)
+    loss_curve(np.stack(losses), records).savefig(config.out / "loss.png", dpi=110)
+
+    drawn, _ = load_synthetic(config.seed)
+    rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
+    digit_grid(np.stack(rows)).savefig(config.out / "drawn_digits.png", dpi=100)
+    print(f"loss.png and drawn_digits.png are in {config.out}")
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)

@@ -1,0 +1,41 @@
+"""Watches for broken releases of what we stand on, and that importing us changes nothing."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+
+def test_this_jaxlib_multiplies_correctly():
+    """jaxlib 0.10.2 gives wrong sums for a vmapped matmul over 32,769 rows (jax issue 39103)."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(4, 4)).astype(np.float32)
+    rows = rng.normal(size=(32_769, 4)).astype(np.float32)
+    got = jax.jit(jax.vmap(lambda row: ((matrix @ row) ** 2).sum()))(rows)
+    expected = ((rows.astype(np.float64) @ matrix.T.astype(np.float64)) ** 2).sum(axis=1)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_importing_starts_no_backend_and_sets_no_flag():
+    code = """
+import jax, flax.linen, optax
+before = dict(jax.config.values)
+import jaxmnist, jaxmnist.synthetic, jaxmnist.torch_compat, jaxmnist.tfds_source
+assert dict(jax.config.values) == before
+jax.config.update("jax_num_cpu_devices", 3)  # refused once a backend has started
+assert len(jax.devices("cpu")) == 3
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_training_needs_no_optional_package():
+    """Neither TFDS nor plots nor PyTorch is imported where the data needs none of them."""
+    code = """
+import sys, jaxmnist
+heavy = {"tensorflow_datasets", "tensorflow", "torch", "matplotlib", "PIL", "requests"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
