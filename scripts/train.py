@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from _cli import UsageError, run
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
+    from collections.abc import Callable
+
     import jax
     import optax
 
@@ -54,6 +56,12 @@ class Config:
     """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train; auto is the best that JAX finds."""
+    torch_seed: int | None = None
+    """Draw initial weights and shuffling as PyTorch does after torch.manual_seed of this."""
+    torch_order: Literal["modern", "legacy"] = "modern"
+    """With --torch-seed: shuffle as PyTorch's DataLoader since 1.6, or as before (legacy)."""
+    init: Path | None = None
+    """Weights to start from: a .safetensors file, or with PyTorch installed a .pt file."""
     out: Path | None = None
     """New directory for the config, the metrics of each epoch and the weights."""
 
@@ -70,6 +78,10 @@ class Config:
             raise ValueError(f"--momentum must be in [0, 1), not {self.momentum}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"--momentum is SGD's; --optimizer {self.optimizer} has none to set")
+        if self.torch_seed is None and self.torch_order == "legacy":
+            raise ValueError("--torch-order is PyTorch's; it needs a --torch-seed")
+        if self.torch_seed is not None and not -(2**63) <= self.torch_seed < 2**64:
+            raise ValueError(f"--torch-seed must be in [-2**63, 2**64), not {self.torch_seed}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"--hidden needs widths of at least 1, not {self.hidden}")
 
@@ -94,13 +106,12 @@ def main(config: Config) -> None:
     train, test = jax.device_put((data.train, data.test), device)
     clock.lap("load")
 
-    key = jax.device_put(jax.random.key(config.seed), device)
-    state, run_epoch, run_test = build(config, key, train, test)
+    state, orders, run_epoch, run_test = build(config, train, test)
     clock.lap("compile")
 
     records = []
     for epoch in tqdm.tqdm(range(config.epochs), unit="epoch", leave=False, disable=None):
-        state, metrics = run_epoch(state, key, epoch, train)
+        state, metrics = run_epoch(state, train, orders(epoch))
         losses = jax.device_get(metrics["loss"])
         clock.lap("train")
         check_finite(losses, first_step=epoch * len(losses))
@@ -123,17 +134,16 @@ def main(config: Config) -> None:
     report(config, data.source, drawn, device, n, len(losses), clock)
 
 
-def build(config: Config, key: jax.Array, train: Dataset, test: Dataset) -> tuple[Any, ...]:
-    """The initial state, and the two programs of a run, compiled: an epoch and an evaluation."""
+def build(config: Config, train: Dataset, test: Dataset) -> tuple[Any, ...]:
+    """What a run consists of: the first state, each epoch's order, and two compiled programs."""
     import jax
+    import jax.numpy as jnp
 
     from jaxmnist import (
         MLP,
         TrainState,
         cross_entropy,
-        epoch_order,
         evaluate,
-        init_state,
         make_train_epoch,
         make_train_step,
         nll_loss,
@@ -144,19 +154,57 @@ def build(config: Config, key: jax.Array, train: Dataset, test: Dataset) -> tupl
     tx = make_optimizer(config)
     train_epoch = make_train_epoch(make_train_step(model.apply, tx, loss_fn), config.batch_size)
 
-    def run_epoch(state: TrainState, key: jax.Array, epoch: int, train: Dataset) -> Any:
-        return train_epoch(state, train, epoch_order(key, epoch, len(train.labels)))
+    params, orders = draw(config, model, len(train.labels))
+    params = jax.device_put(params, train.labels.device)
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    order = jax.ShapeDtypeStruct(train.labels.shape, jnp.int32)
 
     def run_test(params: Any, test: Dataset) -> Any:
         return evaluate(model.apply, params, test, loss_fn)
 
-    state = jax.jit(lambda key: init_state(key, model, tx))(key)
     return (
         state,
+        orders,
         # Nobody else holds the state, so the next one may take its memory.
-        jax.jit(run_epoch, donate_argnums=0).lower(state, key, 0, train).compile(),
+        jax.jit(train_epoch, donate_argnums=0).lower(state, train, order).compile(),
         jax.jit(run_test).lower(state.params, test).compile(),
     )
+
+
+def draw(config: Config, model: Any, n: int) -> tuple[Any, Callable[[int], Any]]:
+    """What is random in a run: the initial parameters, and the order of epoch 0, 1, 2, ...
+
+    Both come from JAX's key for `--seed`, or from PyTorch's stream for `--torch-seed`.
+    """
+    import jax
+    import numpy as np
+
+    from jaxmnist import DataError, epoch_order, torch_compat
+
+    if config.torch_seed is None:
+        key = jax.random.key(config.seed)
+        params = jax.jit(model.init)(key, np.zeros((1, 784), np.float32))
+        make_order = jax.jit(epoch_order, static_argnums=2)
+
+        def orders(epoch: int) -> Any:
+            return make_order(key, epoch, n)
+
+    else:
+        generator = torch_compat.TorchGenerator(config.torch_seed)
+        params = torch_compat.init_params(generator, (784, *config.hidden, 10))
+
+        def orders(epoch: int) -> Any:  # a stream: each call draws the next epoch's
+            return torch_compat.loader_order(generator, n, legacy=config.torch_order == "legacy")
+
+    if config.init:
+        drawn, params = params, torch_compat.load_weights(config.init)
+        shapes, expected = (
+            [leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (params, drawn)
+        )
+        if shapes != expected:
+            raise DataError(f"{config.init}: weights of other sizes than --hidden {config.hidden}")
+    return params, orders
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:

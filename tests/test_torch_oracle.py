@@ -355,7 +355,7 @@ def test_every_loss_of_the_first_steps(name, examples):
 
 
 def test_two_epochs_on_mnist(mnist):
-    """PyTorch and we differ by what PyTorch differs from itself by, with other rounding.
+    """Seed 0 stays together to 2e-5; other seeds need not, nor does PyTorch with itself.
 
     In some of an epoch's 11 million inputs of a ReLU, rounding decides on which side of 0 it is,
     and so whether a gradient flows. Measured for seeds 0, 1, 2 on one CPU, in the two means:
@@ -377,7 +377,7 @@ def test_two_epochs_on_mnist(mnist):
     np.testing.assert_allclose(ours[:50], theirs[:50], rtol=0, atol=1e-5)
     our_means = ours.astype(np.float64).reshape(2, 938).mean(axis=1)
     their_means = theirs.reshape(2, 938).mean(axis=1)
-    np.testing.assert_allclose(our_means, their_means, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(our_means, their_means, rtol=0, atol=2e-5)
     right = logits_of_torch(model, test.images).argmax(axis=1) == test.labels
     accuracy = evaluate(MLP().apply, params, test)["accuracy"]
     assert abs(float(accuracy) - right.mean()) <= 1e-3

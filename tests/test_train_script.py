@@ -154,6 +154,8 @@ def test_a_damaged_file_is_an_error_even_for_auto(script, nowhere, blank_dir):
         ("--seed 4294967296", ["--seed"]),
         ("--dataset cifar", ["--dataset", "cifar"]),
         ("--dataset synthetic --data-dir /", ["--data-dir", "synthetic"]),
+        ("--torch-order legacy", ["--torch-order", "--torch-seed"]),
+        ("--torch-seed 18446744073709551616", ["--torch-seed"]),
         ("--device abacus", ["--device", "abacus"]),
     ],
 )
@@ -210,3 +212,50 @@ def test_a_closed_pipe_is_no_crash():
     )
     assert done.stdout.startswith("Data: ")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("order", ["modern", "legacy"])
+def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
+    """The script does what the parts do that the oracle tests compare with PyTorch."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from jaxmnist import MLP, TrainState, make_train_epoch, make_train_step
+    from jaxmnist.synthetic import load_synthetic
+    from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
+
+    options = f"--dataset synthetic --epochs 2 --torch-seed -7 --torch-order {order}".split()
+    code, _, _ = script("train.py", *options, "--out", tmp_path / "out")
+    assert code == 0
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+
+    train, _ = load_synthetic()
+    generator, tx = TorchGenerator(-7), optax.sgd(0.003)
+    params = init_params(generator)
+    state = TrainState(jnp.int32(0), params, tx.init(params))
+    train_epoch = jax.jit(make_train_epoch(make_train_step(MLP().apply, tx)))
+    for line in lines:
+        seen = loader_order(generator, 60_000, legacy=order == "legacy")
+        state, metrics = train_epoch(state, train, seen)
+        mean = np.float64(metrics["loss"]).mean()
+        np.testing.assert_allclose(json.loads(line)["train_loss"], mean, rtol=1e-6)
+
+
+def test_starting_from_weights(script, tmp_path):
+    options = "--dataset synthetic --epochs 1".split()
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert script("train.py", *options, "--out", first)[0] == 0
+    weights = first / "weights.safetensors"
+    assert script("train.py", *options, "--init", weights, "--out", second)[0] == 0
+    losses = [
+        json.loads((out / "metrics.jsonl").read_text())["train_loss"] for out in (first, second)
+    ]
+    assert losses[1] < 0.7 * losses[0]
+
+    refused(
+        script("train.py", *options, "--init", weights, "--hidden", 5), 1, str(weights), "sizes"
+    )
+    refused(script("train.py", *options, "--init", tmp_path / "none"), 1, str(tmp_path / "none"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(script("train.py", *options, "--init", weights), 1, str(weights))
