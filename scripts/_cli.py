@@ -24,6 +24,9 @@ def run(main: Callable[[Config], None], config_type: type[Config], description: 
     user can cause; each error is one line. Errors that are ours keep their traceback.
     """
     config = _parse(config_type, description)
+    # XLA calls its own way of tuning for some processors unsupported whenever it loads a program
+    # that it compiled and cached on this very machine, at a page of text each (level 2, an error).
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from jaxmnist.errors import JaxmnistError  # not earlier: it loads JAX, which --help must not
 
     try:

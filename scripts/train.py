@@ -9,10 +9,12 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from _cli import UsageError, run
+from _compile_cache import compile_cache
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
     from collections.abc import Callable
@@ -62,6 +64,8 @@ class Config:
     """With --torch-seed: shuffle as PyTorch's DataLoader since 1.6, or as before (legacy)."""
     init: Path | None = None
     """Weights to start from: a .safetensors file, or with PyTorch installed a .pt file."""
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache directory and start faster the next time."""
     out: Path | None = None
     """New directory for the config, the metrics of each epoch and the weights."""
 
@@ -91,7 +95,7 @@ def main(config: Config) -> None:
     import jax
     import tqdm
 
-    from jaxmnist import check_finite
+    from jaxmnist import cache, check_finite
 
     clock = Clock()
     check_out(config.out)
@@ -106,7 +110,8 @@ def main(config: Config) -> None:
     train, test = jax.device_put((data.train, data.test), device)
     clock.lap("load")
 
-    state, orders, run_epoch, run_test = build(config, train, test)
+    with compile_cache(cache.cache_dir()) if config.compile_cache else nullcontext():
+        state, orders, run_epoch, run_test = build(config, train, test)
     clock.lap("compile")
 
     records = []
@@ -185,10 +190,10 @@ def draw(config: Config, model: Any, n: int) -> tuple[Any, Callable[[int], Any]]
     if config.torch_seed is None:
         key = jax.random.key(config.seed)
         params = jax.jit(model.init)(key, np.zeros((1, 784), np.float32))
-        make_order = jax.jit(epoch_order, static_argnums=2)
+        make_order = jax.jit(epoch_order, static_argnums=2).lower(key, 0, n).compile()
 
         def orders(epoch: int) -> Any:
-            return make_order(key, epoch, n)
+            return make_order(key, epoch)
 
     else:
         generator = torch_compat.TorchGenerator(config.torch_seed)

@@ -1,0 +1,61 @@
+"""PyTorch as in the notebook: each image by itself through a transform, a loader of batches of 64.
+
+`Mnist.__getitem__` does what torchvision's does, with its ToTensor and Normalize((0.5,), (0.5,)).
+"""
+
+import time
+
+import numpy as np
+import torch
+from _job import BATCH, EPOCHS, RATE, device, load, report
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+
+class Mnist(Dataset):
+    """Images that are transformed when they are asked for."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images.reshape(-1, 28, 28), labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        picture = Image.fromarray(self.images[i])
+        pixels = torch.from_numpy(np.array(picture, np.uint8)).view(28, 28, 1).permute(2, 0, 1)
+        tensor = pixels.contiguous().to(torch.float32).div(255)
+        mean, std = (torch.as_tensor((0.5,)).view(-1, 1, 1) for _ in range(2))
+        return tensor.clone().sub_(mean).div_(std), int(self.labels[i])
+
+
+images, labels, test_images, test_labels = load()
+trainloader = DataLoader(Mnist(images, labels), batch_size=BATCH, shuffle=True)
+testloader = DataLoader(Mnist(test_images, test_labels), batch_size=BATCH)
+
+torch.manual_seed(0)
+model = nn.Sequential(
+    nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+).to(device())
+criterion = nn.CrossEntropyLoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+
+start = time.perf_counter()
+for _ in range(EPOCHS):
+    running_loss = 0.0
+    for x, y in trainloader:
+        x, y = x.view(x.shape[0], -1).to(device()), y.to(device())
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+seconds = time.perf_counter() - start
+
+with torch.no_grad():
+    correct = sum(
+        (model(x.view(x.shape[0], -1).to(device())).argmax(1).cpu() == y).sum().item()
+        for x, y in testloader
+    )
+report(seconds, running_loss / len(trainloader), correct / len(test_labels))

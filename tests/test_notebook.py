@@ -1,0 +1,163 @@
+"""scripts/notebook.py: it prints the notebook's numbers, and would say so if it did not."""
+
+import ast
+import builtins
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import ROOT
+
+NOTEBOOK = ROOT / "scripts" / "notebook.py"
+COMPARED = [5, 6, 8, 10, 12, 15, 16, 17, 23, 25, 27, 27, 28, 29, 29, 29, 29, 29, 30]
+
+
+@pytest.fixture(autouse=True)
+def _own_precision():
+    """The notebook sets JAX's matrix precision for its process, which here is every test's."""
+    before = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
+def table(stdout: str) -> list[list[str]]:
+    """The rows of the closing table: cell, what, notebook, jaxmnist, difference, verdict."""
+    lines = [line for line in stdout.splitlines() if line.startswith("| ")]
+    return [[field.strip() for field in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def cells() -> list[tuple[str, str]]:
+    """Title and source of each cell, as editors and Jupytext split the file."""
+    parts = re.split(r"^# %% ?(.*)\n", NOTEBOOK.read_text(), flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.fixture
+def tampered(script, monkeypatch, tmp_path):
+    """Runs a copy of the notebook in which each given text is replaced by another."""
+
+    def call(replacements: dict[str, str], *options: object) -> tuple[int, str, str]:
+        source = NOTEBOOK.read_text()
+        for old, new in replacements.items():
+            assert source.count(old) == 1
+            source = source.replace(old, new)
+        copy = tmp_path / "notebook.py"
+        copy.write_text(source)
+        monkeypatch.syspath_prepend(NOTEBOOK.parent)
+        return script(copy, *options)
+
+    return call
+
+
+def test_every_number_is_the_notebooks(script, mnist_dir):
+    code, stdout, stderr = script("notebook.py", "--data-dir", mnist_dir)
+    assert (code, stderr) == (0, "")
+    rows = table(stdout)
+    assert [int(row[0]) for row in rows] == COMPARED
+    for cell, _, notebook, ours, difference, verdict in rows:
+        if cell == "29":
+            assert abs(float(notebook) - float(ours)) < 2e-4
+            assert verdict == "within 0.0002"
+        else:
+            assert (ours, difference, verdict) == (notebook, "0", "same")
+    # Both are printed, the notebook's as it was and ours in the same form.
+    assert "[10] notebook  tensor(2.2916, grad_fn=<NllLossBackward>)" in stdout
+    assert "[10] jaxmnist  Array(2.2916)" in stdout
+    assert stdout.count("[-0.0014, -0.0014, -0.0014,  ..., -0.0014, -0.0014, -0.0014]") == 1
+    assert stdout.count("[-0.0014, -0.0014, -0.0014, ..., -0.0014, -0.0014, -0.0014]") == 1
+    assert "integer_pow" in stdout
+
+
+def test_what_is_off_is_named(tampered, mnist_dir):
+    replacements = {
+        "tensor(2.2916": "tensor(2.2917",
+        "0.0097, -0.0003, -0.0232": "0.0097, -0.0002, -0.0232",
+        "Training loss: 0.38745840537204923": "Training loss: 0.38700000000000000",
+        "tensor(6)": "tensor(6, 6)",
+    }
+    code, stdout, stderr = tampered(replacements, "--markdown", "--data-dir", mnist_dir)
+    assert code == 1
+    assert stderr == (
+        "notebook.py: error: not what the notebook printed: cell 10 (cross-entropy), "
+        "cell 28 (updated weights), cell 29 (loss of epoch 5), cell 30 (labels[0])\n"
+    )
+    assert all(line.startswith("| ") for line in stdout.splitlines())  # ready for the README
+    off = [row for row in table(stdout) if row[-1] == "OFF"]
+    assert [row[0] for row in off] == ["10", "28", "29", "30"]
+    assert [row[4] for row in off[:2]] == ["1.0e-04", "1.0e-04"]
+
+
+def test_another_seed_prints_other_numbers(tampered, mnist_dir):
+    code, stdout, stderr = tampered(
+        {"TorchGenerator(165286645)": "TorchGenerator(165286646)"}, "--data-dir", mnist_dir
+    )
+    assert code == 1
+    (line,) = stderr.splitlines()
+    for cell in (10, 15, 16, 17, 23, 25, 27, 28, 29):
+        assert f"cell {cell} (" in line
+    same = {row[0] for row in table(stdout) if row[-1] == "same"}
+    assert same - {"30"} == {"5", "6", "8", "12"}  # the shapes
+
+
+def test_it_runs_cell_by_cell_as_in_jupyter(mnist_dir, monkeypatch, capsys):
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+    namespace = {"__name__": "__main__"}
+    for title, source in cells():
+        exec(compile(source, title, "exec"), namespace)
+    assert [row.cell for row in namespace["rows"]] == COMPARED
+    assert "OFF" not in {row.verdict for row in namespace["rows"]}
+
+
+def test_the_cells_are_the_notebooks_in_its_order():
+    numbers = []
+    for title, source in cells():
+        if title == "[markdown]":
+            assert all(line.startswith("#") for line in source.splitlines() if line)
+        if match := re.match(r"Cells? (\d+)(?: (?:and|to) (\d+))?: ", title):
+            first, last = int(match[1]), int(match[2] or match[1])
+            numbers += range(first, last + 1)
+    assert numbers == list(range(1, 31))
+
+
+def test_pytorch_is_not_imported():
+    nodes = list(ast.walk(ast.parse(NOTEBOOK.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert "jax" in names
+    assert not any(name.split(".")[0] in ("torch", "torchvision") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [(["--data-dir", "nowhere-at-all"], 1, "nowhere-at-all"), (["--epochs", "6"], 2, "--epochs")],
+)
+def test_errors_are_one_line(script, options, code, word):
+    got, _, stderr = script("notebook.py", *options)
+    (line,) = stderr.splitlines()
+    assert got == code
+    assert line.startswith("notebook.py: error: ")
+    assert word in line
+
+
+def test_without_mnist_it_says_where_to_put_it(script, nowhere):
+    code, stdout, stderr = script("notebook.py")
+    (line,) = stderr.splitlines()
+    assert (code, stdout) == (1, "")
+    assert "--data-dir" in line
+
+
+def test_help_starts_no_jax():
+    code = f"""
+import runpy, sys
+sys.argv, sys.path[0] = ["notebook.py", "--help"], {str(NOTEBOOK.parent)!r}
+try:
+    runpy.run_path({str(NOTEBOOK)!r}, run_name="__main__")
+except SystemExit as stop:
+    assert stop.code == 0 and "jax" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--data-dir" in done.stdout
+    assert "--markdown" in done.stdout
