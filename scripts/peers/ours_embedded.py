@@ -1,0 +1,109 @@
+"""jaxmnist inside a program of one's own: a loop of single steps, and many models at once.
+
+Both are timed against the scanned epoch of one model, after compiling, and must train the same.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _job import BATCH, RATE, load
+
+from jaxmnist import (
+    MLP,
+    Dataset,
+    TrainState,
+    batches,
+    epoch_order,
+    init_state,
+    make_train_epoch,
+    make_train_step,
+)
+
+EPOCHS = 2
+POPULATIONS = {"cpu": (8,), "gpu": (8, 32, 1024)}
+
+images, labels, *_ = load()
+host = Dataset(images.reshape(-1, 28, 28), labels)
+dataset = jax.device_put(host)
+n, steps = len(labels), EPOCHS * -(-len(labels) // BATCH)
+model, tx = MLP(), optax.sgd(RATE)
+train_step = make_train_step(model.apply, tx)
+step = jax.jit(train_step, donate_argnums=0)
+
+
+def one_epoch(state: TrainState, dataset: Dataset, key: jax.Array, epoch: int) -> Any:
+    """The next state and the mean loss of the epoch."""
+    order = epoch_order(key, epoch, n)
+    state, metrics = make_train_epoch(train_step, BATCH)(state, dataset, order)
+    return state, metrics["loss"].mean()
+
+
+def init(key: jax.Array) -> TrainState:
+    """The state before the first step."""
+    return init_state(key, model, tx)
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, np.ndarray]:
+    """Seconds, and what `run` gives."""
+    start = time.perf_counter()
+    result = jax.device_get(run())
+    return time.perf_counter() - start, result
+
+
+def scanned(epoch_fn: Any, state: TrainState, key: jax.Array) -> Callable[[], Any]:
+    """The epochs as one call each; gives the loss of the last."""
+
+    def run() -> Any:
+        current = state
+        for epoch in range(EPOCHS):
+            current, loss = epoch_fn(current, dataset, key, epoch)
+        return loss
+
+    return run
+
+
+def loop(state: TrainState, epochs: int) -> Any:
+    """The epochs as single steps on host batches; gives the loss of the last."""
+    for epoch in range(epochs):
+        losses = []
+        for batch in batches(host, BATCH, epoch=epoch):
+            state, metrics = step(state, batch)
+            losses.append(metrics["loss"])
+    return np.mean(jax.device_get(losses))
+
+
+def few() -> Iterator[Any]:
+    """A batch of each size, to compile the step for."""
+    yield from (next(batches(host, size)) for size in (BATCH, n % BATCH))
+
+
+key = jax.random.key(0)
+for batch in few():
+    step(jax.jit(init)(key), batch)
+state = jax.jit(init)(key)
+single = jax.jit(one_epoch, donate_argnums=0).lower(state, dataset, key, 0).compile()
+scan_seconds, scan_loss = timed(scanned(single, state, key))
+loop_seconds, loop_loss = timed(lambda: loop(jax.jit(init)(key), EPOCHS))
+np.testing.assert_allclose(loop_loss, scan_loss, rtol=1e-3)
+
+result: dict[str, Any] = {
+    "scan_us_per_step": scan_seconds / steps * 1e6,
+    "loop_us_per_step": loop_seconds / steps * 1e6,
+    "loop_ratio": loop_seconds / scan_seconds,
+}
+for size in POPULATIONS.get(jax.default_backend(), (8,)):
+    keys = jnp.stack([jax.random.key(seed) for seed in range(size)])
+    states = jax.jit(jax.vmap(init))(keys)
+    many = jax.jit(jax.vmap(one_epoch, in_axes=(0, None, 0, None)), donate_argnums=0)
+    compiled = many.lower(states, dataset, keys, 0).compile()
+    seconds, losses = timed(scanned(compiled, states, keys))
+    np.testing.assert_allclose(losses[0], scan_loss, rtol=1e-3)
+    result[f"models_{size}_us_per_step"] = seconds / size / steps * 1e6
+    result[f"models_{size}_ratio"] = seconds / size / scan_seconds
+print(json.dumps(result))
