@@ -3,6 +3,7 @@
 import gzip
 import os
 import runpy
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 # Shapes and types of every public function are checked while the tests run, and only then.
 jaxtyping.install_import_hook("jaxmnist", "beartype.beartype")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as scripts/_cli.py does, which comes too late here
 
 import jax  # noqa: E402
 
@@ -31,6 +33,14 @@ def _private_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def sigint():
+    """Child processes end at SIGINT, even if these tests run in the background, where none does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.SIGINT
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

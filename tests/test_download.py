@@ -231,6 +231,7 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to see processes in")
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_download_leaves_no_process_and_no_file(tmp_path, stall, number):
     # No `if __name__ == "__main__"`: the child process must not run the user's script again.

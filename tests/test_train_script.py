@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -183,7 +182,7 @@ def test_out_is_never_overwritten(script, tmp_path):
     refused(script("train.py", "--out", tmp_path / "file" / "x"), 1, "--out", "file")
 
 
-def test_ctrl_c_ends_it_in_one_line(tmp_path):
+def test_ctrl_c_ends_it_in_one_line(tmp_path, sigint):
     command = [sys.executable, TRAIN, "--dataset", "synthetic", "--epochs", "10000"]
     with subprocess.Popen(
         [*command, "--out", tmp_path / "out"],
@@ -193,7 +192,7 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path):
     ) as process:
         lines = iter(process.stdout.readline, "")
         assert any(line.startswith("Training loss") for line in lines), process.stderr.read()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sigint)
         _, stderr = process.communicate(timeout=10)
     assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
     assert list(tmp_path.iterdir()) == []

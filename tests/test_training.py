@@ -182,7 +182,7 @@ def test_log_softmax_with_nll_trains_the_same(toy):
     [
         optax.sgd(0.1, momentum=0.9, nesterov=True),
         optax.adam(1e-3),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1, 9))),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-3, 40))),
         optax.MultiSteps(optax.sgd(0.1), 2),
     ],
     ids=["nesterov", "adam", "schedule", "accumulate"],
