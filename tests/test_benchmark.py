@@ -86,7 +86,7 @@ Trained on here
 def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
     monkeypatch.setenv("JAXMNIST_DATA_DIR", str(mnist_dir))
     out, chart = tmp_path / "out.json", tmp_path / "chart.png"
-    options = ("--only", "numpy", "import", "--runs", 1, "--out", out, "--chart", chart)
+    options = ("--only", "ours", "import", "--runs", 1, "--out", out, "--chart", chart)
     code, stdout, _ = script("benchmark.py", *options)
     assert code == 0
     assert chart.read_bytes().startswith(b"\x89PNG")
@@ -94,18 +94,22 @@ def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
     assert summary["machine"]["cores"] >= 1
     assert {"numpy", "jax"} <= set(summary["machine"]["versions"])
     assert min(summary["peak_gflops"].values()) > 1
-    numpy, imports = summary["programs"]["numpy"], summary["programs"]["import"]
-    assert numpy["problem"] is None
-    assert 0.37 < numpy["loss"] < 0.41
-    assert 0.885 < numpy["accuracy"] < 0.915
-    train, whole = numpy["train_seconds"]["median"], numpy["whole_seconds"]["median"]
+    # Not NumPy, whose threads wait so busily that it takes a minute where other tests run too.
+    ours, imports = summary["programs"]["ours"], summary["programs"]["import"]
+    assert ours["problem"] is None
+    assert 0.37 < ours["loss"] < 0.41
+    assert 0.885 < ours["accuracy"] < 0.915
+    train, whole = ours["train_seconds"]["median"], ours["whole_seconds"]["median"]
     assert 0 < train < whole
-    assert numpy["images_per_second"] == pytest.approx(300_000 / train)
-    assert numpy["gflops"] == pytest.approx(136.32 / train)
-    assert numpy["peak_bytes"] > 50e6
+    assert ours["images_per_second"] == pytest.approx(300_000 / train)
+    assert ours["gflops"] == pytest.approx(136.32 / train)
+    assert ours["peak_bytes"] > 50e6
     assert len(imports["whole_seconds"]["runs"]) == 1
+    assert imports["whole_seconds_ratio"] == pytest.approx(
+        imports["whole_seconds"]["median"] / whole
+    )
     assert imports["train_seconds"] is None
-    for row in (numpy, imports):
+    for row in (ours, imports):
         assert row["label"] in stdout
 
 

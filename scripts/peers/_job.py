@@ -40,7 +40,7 @@ def batches(order: np.ndarray) -> Iterator[np.ndarray]:
     return (order[i : i + BATCH] for i in range(0, len(order), BATCH))
 
 
-def report(train_seconds: float, loss: float, accuracy: float) -> None:
+def report(train_seconds: float, loss: float | np.floating, accuracy: float | np.floating) -> None:
     """Report the training's time, its loss over the last epoch, and the test accuracy."""
     result = {"train_seconds": train_seconds, "loss": float(loss), "accuracy": float(accuracy)}
     print(json.dumps(result))

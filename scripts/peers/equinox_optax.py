@@ -1,6 +1,7 @@
-"""Equinox and optax: a jitted step a batch, batches gathered on the host, normalised in the step."""
+"""Equinox and optax: a jitted step a batch, batches gathered on the host, normalised in it."""
 
 import time
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -8,20 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _job import BATCH, RATE, SIZES, batches, load, orders, report
+from jax.typing import ArrayLike
 
 images, labels, test_images, test_labels = load()
 tx = optax.sgd(RATE)
 
 
-def forward(model: eqx.Module, images: jax.Array) -> jax.Array:
+def forward(model: eqx.nn.Sequential, images: ArrayLike) -> jax.Array:
     """The logits of each image."""
-    return jax.vmap(model)(images.astype(jnp.float32) / 127.5 - 1)
+    return jax.vmap(model)(jnp.asarray(images, jnp.float32) / 127.5 - 1)
 
 
-def init(key: jax.Array) -> tuple[eqx.Module, optax.OptState]:
+def init(key: jax.Array) -> tuple[eqx.nn.Sequential, optax.OptState]:
     """Model and optimizer state before the first step."""
     keys = jax.random.split(key, 3)
-    linears = [eqx.nn.Linear(n, m, key=k) for n, m, k in zip(SIZES, SIZES[1:], keys)]
+    layers = zip(pairwise(SIZES), keys, strict=True)
+    linears = [eqx.nn.Linear(*sizes, key=key) for sizes, key in layers]
     relu = eqx.nn.Lambda(jax.nn.relu)
     model = eqx.nn.Sequential([linears[0], relu, linears[1], relu, linears[2]])
     return model, tx.init(eqx.filter(model, eqx.is_array))
@@ -29,12 +32,12 @@ def init(key: jax.Array) -> tuple[eqx.Module, optax.OptState]:
 
 @eqx.filter_jit(donate="all-except-first")
 def train_step(
-    x: jax.Array, y: jax.Array, model: eqx.Module, opt_state: optax.OptState
-) -> tuple[eqx.Module, optax.OptState, jax.Array]:
+    x: ArrayLike, y: ArrayLike, model: eqx.nn.Sequential, opt_state: optax.OptState
+) -> tuple[eqx.nn.Sequential, optax.OptState, jax.Array]:
     """One batch further."""
 
     @eqx.filter_value_and_grad
-    def loss_fn(model: eqx.Module) -> jax.Array:
+    def loss_fn(model: eqx.nn.Sequential) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(forward(model, x), y).mean()
 
     loss, grads = loss_fn(model)

@@ -1,4 +1,4 @@
-"""Flax Linen: a jitted step a batch, batches gathered on the host, normalised in the step."""
+"""Flax Linen: a jitted step a batch, batches gathered on the host, normalised in it."""
 
 import time
 from functools import partial
@@ -19,6 +19,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
+        """The logits of each image."""
         x = images.astype(jnp.float32) / 127.5 - 1
         x = nn.relu(nn.Dense(128, kernel_init=uniform)(x))
         x = nn.relu(nn.Dense(64, kernel_init=uniform)(x))

@@ -1,4 +1,4 @@
-"""Flax NNX: a step under nnx.jit a batch, batches gathered on the host, normalised in the step."""
+"""Flax NNX: a step under nnx.jit a batch, batches gathered on the host, normalised in it."""
 
 import time
 
@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from _job import BATCH, RATE, batches, load, orders, report
 from flax import nnx
+from jax.typing import ArrayLike
 
 uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as PyTorch's
 
@@ -20,15 +21,16 @@ class MLP(nnx.Module):
         self.linear2 = nnx.Linear(128, 64, kernel_init=uniform, rngs=rngs)
         self.linear3 = nnx.Linear(64, 10, kernel_init=uniform, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        x = images.astype(jnp.float32) / 127.5 - 1
+    def __call__(self, images: ArrayLike) -> jax.Array:
+        """The logits of each image."""
+        x = jnp.asarray(images, jnp.float32) / 127.5 - 1
         x = nnx.relu(self.linear1(x))
         x = nnx.relu(self.linear2(x))
         return self.linear3(x)
 
 
 @nnx.jit
-def train_step(model: MLP, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
+def train_step(model: MLP, optimizer: nnx.Optimizer, x: ArrayLike, y: ArrayLike) -> jax.Array:
     """One batch further: the model and the optimizer are updated in place."""
 
     def loss_fn(model: MLP) -> jax.Array:
@@ -40,7 +42,7 @@ def train_step(model: MLP, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array)
 
 
 @nnx.jit
-def predict(model: MLP, x: jax.Array) -> jax.Array:
+def predict(model: MLP, x: ArrayLike) -> jax.Array:
     """The most likely class of each image."""
     return model(x).argmax(axis=-1)
 

@@ -20,9 +20,11 @@ class Mnist(Dataset):
         self.images, self.labels = images.reshape(-1, 28, 28), labels
 
     def __len__(self) -> int:
+        """How many images there are."""
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        """An image in [-1, 1], f32 [1, 28, 28], and its label."""
         picture = Image.fromarray(self.images[i])
         pixels = torch.from_numpy(np.array(picture, np.uint8)).view(28, 28, 1).permute(2, 0, 1)
         tensor = pixels.contiguous().to(torch.float32).div(255)
