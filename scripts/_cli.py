@@ -1,6 +1,7 @@
 """What every script does around its work: options in, one clear line and an exit code out."""
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -23,12 +24,15 @@ def run(main: Callable[[Config], None], config_type: type[Config], description: 
     The code is 0 when done, 2 for wrong usage, 130 for Ctrl-C and 1 for every other error that a
     user can cause; each error is one line. Errors that are ours keep their traceback.
     """
+    gc.disable()  # importing JAX makes a million objects and no garbage; looking for it takes 0.1 s
     config = _parse(config_type, description)
     # XLA calls its own way of tuning for some processors unsupported whenever it loads a program
     # that it compiled and cached on this very machine, at a page of text each (level 2, an error).
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from jaxmnist.errors import JaxmnistError  # not earlier: it loads JAX, which --help must not
 
+    gc.freeze()
+    gc.enable()
     try:
         main(config)
         sys.stdout.flush()
@@ -44,6 +48,7 @@ def run(main: Callable[[Config], None], config_type: type[Config], description: 
         _fail(f"{where}{error.strerror or error}", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    gc.freeze()  # nor is there any to be found in all that when the interpreter ends
     sys.exit(0)
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -115,8 +116,11 @@ def main(config: Config) -> None:
     clock.lap("compile")
 
     records = []
+    order = orders(0)
     for epoch in tqdm.tqdm(range(config.epochs), unit="epoch", leave=False, disable=None):
-        state, metrics = run_epoch(state, train, orders(epoch))
+        state, metrics = run_epoch(state, train, order)
+        if epoch + 1 < config.epochs:
+            order = orders(epoch + 1)  # shuffled while the device trains
         losses = jax.device_get(metrics["loss"])
         clock.lap("train")
         check_finite(losses, first_step=epoch * len(losses))
@@ -149,6 +153,7 @@ def build(config: Config, train: Dataset, test: Dataset) -> tuple[Any, ...]:
         TrainState,
         cross_entropy,
         evaluate,
+        init_state,
         make_train_epoch,
         make_train_step,
         nll_loss,
@@ -159,22 +164,22 @@ def build(config: Config, train: Dataset, test: Dataset) -> tuple[Any, ...]:
     tx = make_optimizer(config)
     train_epoch = make_train_epoch(make_train_step(model.apply, tx, loss_fn), config.batch_size)
 
-    params, orders = draw(config, model, len(train.labels))
-    params = jax.device_put(params, train.labels.device)
-    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-
-    order = jax.ShapeDtypeStruct(train.labels.shape, jnp.int32)
-
     def run_test(params: Any, test: Dataset) -> Any:
         return evaluate(model.apply, params, test, loss_fn)
 
-    return (
-        state,
-        orders,
+    shapes = jax.eval_shape(lambda: init_state(jax.random.key(0), model, tx))
+    order = jax.ShapeDtypeStruct(train.labels.shape, jnp.int32)
+    with ThreadPoolExecutor() as pool:  # XLA compiles on one core; there are others
         # Nobody else holds the state, so the next one may take its memory.
-        jax.jit(train_epoch, donate_argnums=0).lower(state, train, order).compile(),
-        jax.jit(run_test).lower(state.params, test).compile(),
-    )
+        epoch_program = jax.jit(train_epoch, donate_argnums=0)
+        compiling = (
+            pool.submit(lambda: epoch_program.lower(shapes, train, order).compile()),
+            pool.submit(lambda: jax.jit(run_test).lower(shapes.params, test).compile()),
+        )
+        params, orders = draw(config, model, len(train.labels))
+        params = jax.device_put(params, train.labels.device)
+        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        return (state, orders, *(program.result() for program in compiling))
 
 
 def draw(config: Config, model: Any, n: int) -> tuple[Any, Callable[[int], Any]]:

@@ -87,11 +87,14 @@ def test_options_reach_the_run(script, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_optimizers(script, optimizer):
-    options = f"--dataset synthetic --epochs 1 --optimizer {optimizer} --learning-rate 0.001"
-    from jax import numpy_dtype_promotion
+    import jax
 
-    with numpy_dtype_promotion("standard"):  # optax's Adam mixes int32 and float
+    options = f"--dataset synthetic --epochs 1 --optimizer {optimizer} --learning-rate 0.001"
+    jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax's Adam mixes int and float
+    try:
         code, stdout, _ = script("train.py", *options.split())
+    finally:
+        jax.config.update("jax_numpy_dtype_promotion", "strict")
     assert code == 0
     assert float(stdout.split("test accuracy: ")[1].split("%")[0]) > 85
 
@@ -168,7 +171,7 @@ def test_unavailable_device(script):
 
 
 def test_divergence_is_named_and_leaves_nothing(script, tmp_path):
-    options = "--dataset synthetic --learning-rate 1e6".split()
+    options = ["--dataset", "synthetic", "--learning-rate", "1e6"]
     result = script("train.py", *options, "--out", tmp_path / "out")
     refused(result, 1, "loss of step", "learning rate")
     assert list(tmp_path.iterdir()) == []
@@ -242,7 +245,7 @@ def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
 
 
 def test_starting_from_weights(script, tmp_path):
-    options = "--dataset synthetic --epochs 1".split()
+    options = ["--dataset", "synthetic", "--epochs", "1"]
     first, second = tmp_path / "first", tmp_path / "second"
     assert script("train.py", *options, "--out", first)[0] == 0
     weights = first / "weights.safetensors"

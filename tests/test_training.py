@@ -182,7 +182,9 @@ def test_log_softmax_with_nll_trains_the_same(toy):
     [
         optax.sgd(0.1, momentum=0.9, nesterov=True),
         optax.adam(1e-3),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-3, 40))),
+        optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-3, 40))
+        ),
         optax.MultiSteps(optax.sgd(0.1), 2),
     ],
     ids=["nesterov", "adam", "schedule", "accumulate"],
@@ -224,7 +226,7 @@ def test_a_loss_that_is_no_scalar_is_named(toy):
 def test_a_loss_without_where_is_named(toy):
     step = make_train_step(MLP().apply, TX, lambda x, y: cross_entropy(x, y))
     epoch = make_train_epoch(step, 64)
-    with pytest.raises(TypeError, match="where.*pad=False"):
+    with pytest.raises(TypeError, match=r"where.*pad=False"):
         epoch(init_state(KEY, MLP(), TX), toy, np.arange(100))
 
 
