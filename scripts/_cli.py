@@ -9,7 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: {missing.name} is not installed for this Python; see Quick start in README.md"
+    )
 
 Config = TypeVar("Config")
 
@@ -25,7 +30,15 @@ def run(main: Callable[[Config], None], config_type: type[Config], description: 
     user can cause; each error is one line. Errors that are ours keep their traceback.
     """
     gc.disable()  # importing JAX makes a million objects and no garbage; looking for it takes 0.1 s
-    config = _parse(config_type, description)
+    try:
+        _run(main, _parse(config_type, description))
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    gc.freeze()  # nor is there any to be found in all that when the interpreter ends
+    sys.exit(0)
+
+
+def _run(main: Callable[[Config], None], config: Config) -> None:
     # XLA calls its own way of tuning for some processors unsupported whenever it loads a program
     # that it compiled and cached on this very machine, at a page of text each (level 2, an error).
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,10 +59,6 @@ def run(main: Callable[[Config], None], config_type: type[Config], description: 
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    gc.freeze()  # nor is there any to be found in all that when the interpreter ends
-    sys.exit(0)
 
 
 def _parse(config_type: type[Config], description: str) -> Config:

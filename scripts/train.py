@@ -137,6 +137,7 @@ def main(config: Config) -> None:
             f"Training loss: {record['train_loss']:.6f}   test loss: {record['test_loss']:.6f}"
             f"   test accuracy: {record['test_accuracy']:.2%}"
         )
+        sys.stdout.flush()  # also where the output goes into a file
 
     if config.out:
         save(config, data.source, records, state.params)

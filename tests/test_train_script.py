@@ -201,6 +201,30 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path, sigint):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_not_installed_is_one_line():
+    done = subprocess.run([sys.executable, "-S", TRAIN], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: tyro is not installed for this Python; see Quick start in README.md\n"
+    )
+
+
+def test_ctrl_c_while_jax_is_imported(sigint):
+    with subprocess.Popen(
+        [sys.executable, "-v", TRAIN, "--dataset", "synthetic"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert any("import 'jax." in line for line in process.stderr)  # -v tells what is imported
+        process.send_signal(sigint)
+        stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "train.py: error: interrupted" in stderr
+    assert "Traceback" not in stderr
+
+
 def test_a_closed_pipe_is_no_crash():
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     options = "--dataset synthetic --epochs 20"
@@ -261,3 +285,14 @@ def test_starting_from_weights(script, tmp_path):
     refused(script("train.py", *options, "--init", tmp_path / "none"), 1, str(tmp_path / "none"))
     weights.write_bytes(weights.read_bytes()[:-1])
     refused(script("train.py", *options, "--init", weights), 1, str(weights))
+
+
+def test_the_same_seed_gives_the_same_bits(script, tmp_path):
+    """Also in another process, and with programs that an earlier run compiled."""
+    options = ["--dataset", "synthetic", "--epochs", "1", "--seed", "0"]
+    assert script("train.py", *options, "--out", tmp_path / "here")[0] == 0
+    command = [sys.executable, TRAIN, *options, "--out", tmp_path / "there"]
+    subprocess.run(command, check=True, capture_output=True)
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        here, there = ((tmp_path / place / name).read_bytes() for place in ("here", "there"))
+        assert here == there
