@@ -252,7 +252,8 @@ def load(config: Config) -> tuple[Mnist, bool]:
 
     if config.dataset != "synthetic":
         try:
-            return find_mnist(config.data_dir, progress=sys.stderr.isatty()), False
+            found = find_mnist(config.data_dir, progress=sys.stderr.isatty())
+            return found._replace(source=f"MNIST from {found.source}"), False
         except DataNotFoundError as error:
             named = config.data_dir or os.environ.get("JAXMNIST_DATA_DIR")
             if config.dataset == "mnist" or named:
@@ -301,7 +302,8 @@ def report(
     """The closing summary."""
     seconds = clock.seconds
     print(f"\nTrained on {source}")
-    print(f"  {config.epochs} epochs of {steps} steps on {device.device_kind} ({device.platform})")
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    print(f"  {epochs} of {steps} steps on {device.device_kind} ({device.platform})")
     print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
     print(f"  {config.epochs * n / seconds['train']:,.0f} images per second in training")
     if config.out:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     code, stdout, _ = script("train.py", "--data-dir", mnist_dir, "--seed", seed, "--out", out)
     assert code == 0
     lines = stdout.splitlines()
-    assert lines[0].startswith(f"Data: {mnist_dir}")
+    assert lines[0].startswith(f"Data: MNIST from {mnist_dir}")
     losses = [float(line.split()[2]) for line in lines if line.startswith("Training loss: ")]
     assert len(losses) == 5
     assert losses == sorted(losses, reverse=True)
@@ -199,6 +201,18 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path, sigint):
         _, stderr = process.communicate(timeout=10)
     assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bar_on_a_terminal():
+    master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, TRAIN, "--dataset", "synthetic", "--epochs", "2"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=terminal)
+    os.close(terminal)
+    shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "0/2 [" in shown
+    assert "epoch/s]" in shown
 
 
 def test_not_installed_is_one_line():
