@@ -17,6 +17,7 @@ except ModuleNotFoundError as missing:
     )
 
 Config = TypeVar("Config")
+EXTRAS = {"matplotlib": "plots"}  # optional packages, and the extra that brings each
 
 
 class UsageError(Exception):
@@ -56,6 +57,10 @@ def _run(main: Callable[[Config], None], config: Config) -> None:
     except BrokenPipeError:  # whoever read our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        _fail(f"this needs {error.name}: pip install 'jaxmnist[{EXTRAS[error.name]}]'", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)

@@ -50,12 +50,12 @@ def main(config: Config) -> None:
             f"test_{name}": float(value.mean()) for name, value in run_test(state.params).items()
         }
         records.append({"train_loss": float(losses[-1].mean()), **scores})
-    config.out.mkdir(parents=True, exist_ok=True)
-    loss_curve(np.stack(losses), records).savefig(config.out / "loss.png", dpi=110)
-
     drawn, _ = load_synthetic(config.seed)
     rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
-    digit_grid(np.stack(rows)).savefig(config.out / "drawn_digits.png", dpi=100)
+    curve, grid = loss_curve(np.stack(losses), records), digit_grid(np.stack(rows))
+    config.out.mkdir(parents=True, exist_ok=True)
+    curve.savefig(config.out / "loss.png", dpi=110)
+    grid.savefig(config.out / "drawn_digits.png", dpi=100)
     print(f"loss.png and drawn_digits.png are in {config.out}")
 
 

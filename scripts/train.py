@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from _cli import UsageError, run
 from _compile_cache import compile_cache
+from _output import check_out, save
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
     from collections.abc import Callable
@@ -140,7 +139,8 @@ def main(config: Config) -> None:
         sys.stdout.flush()  # also where the output goes into a file
 
     if config.out:
-        save(config, data.source, records, state.params)
+        options = {**dataclasses.asdict(config), "source": data.source}
+        save(config.out, options, records, state.params)
     report(config, data.source, drawn, device, n, len(losses), clock)
 
 
@@ -264,36 +264,6 @@ def load(config: Config) -> tuple[Mnist, bool]:
     train, test = load_synthetic(config.seed)
     source = f"drawn digits, seed {config.seed}: not MNIST"
     return Mnist(train, test, source), config.dataset == "auto"
-
-
-def check_out(out: Path | None) -> None:
-    """Refuse an output directory that cannot be made or holds something, before the work."""
-    from jaxmnist import JaxmnistError
-
-    if out is None:
-        return
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"--out {out}: is there already; name a new directory")
-    ancestor = next(parent for parent in out.absolute().parents if parent.exists())
-    if not (ancestor.is_dir() and os.access(ancestor, os.W_OK)):
-        raise JaxmnistError(f"--out {out}: {ancestor} is no directory that can be written to")
-
-
-def save(config: Config, source: str, records: list[dict[str, float]], params: Any) -> None:
-    """Write config.json, metrics.jsonl and weights.safetensors; the directory appears complete."""
-    from jaxmnist.torch_compat import save_weights
-
-    assert config.out is not None
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=config.out.parent, prefix=f".{config.out.name}-", ignore_cleanup_errors=True
-    ) as name:
-        options = {**dataclasses.asdict(config), "source": source}
-        Path(name, "config.json").write_text(json.dumps(options, default=str, indent=2) + "\n")
-        Path(name, "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-        save_weights(Path(name, "weights.safetensors"), params)
-        os.chmod(name, 0o755)  # a temporary directory is private
-        os.replace(name, config.out)
 
 
 def report(

@@ -1,5 +1,7 @@
 """The pictures show what they were given, with labelled axes; a script draws README's."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,19 @@ def test_digit_grid_tiles_the_images():
     (picture,) = axes.images
     assert picture.get_array().shape == (8, 15)
     np.testing.assert_array_equal(picture.get_array()[4:, 5:10], images[1, 1])
+
+
+def test_without_matplotlib_the_extra_is_named(script, mnist_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxmnist.plots"], "loss_curve", missing)
+    out = tmp_path / "out"
+    code, _, stderr = script("pictures.py", "--data-dir", mnist_dir, "--out", out)
+    expected = "pictures.py: error: this needs matplotlib: pip install 'jaxmnist[plots]'\n"
+    assert (code, stderr) == (1, expected)
+    assert not out.exists()
+
+
+def missing(*_):
+    raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
 
 def test_the_readmes_pictures(script, mnist_dir, tmp_path):
