@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from jaxmnist.errors import DataError
 
 _UINT8 = 8
+_ADVICE = "put the official file in its place"
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
@@ -35,29 +36,24 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
             data = file.read(data_size)
             excess = file.read(1)  # reading past the end makes gzip compare its checksum
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: cannot be read, the file is damaged ({_reason(error)})"
-        ) from error
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: the file is damaged ({error}); {_ADVICE}") from error
     if len(data) < data_size or excess:
         size = "more" if excess else f"{len(data):,}"
-        raise DataError(f"{path}: holds {size} bytes of data where its header says {data_size:,}")
+        raise DataError(
+            f"{path}: holds {size} bytes of data where its header says {data_size:,}; {_ADVICE}"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape).copy()  # a copy can be written to
 
 
 def _check_header(path: Path, header: bytes, shape: tuple[int, ...]) -> None:
     if len(header) < 4 + 4 * len(shape):
-        raise DataError(f"{path}: too short for an IDX file")
+        raise DataError(f"{path}: too short for an IDX file; {_ADVICE}")
     magic, *dims = struct.unpack(f">{1 + len(shape)}I", header)
     expected = _UINT8 << 8 | len(shape)
     if magic != expected:
-        raise DataError(f"{path}: wrong magic number {magic}, expected {expected}: no MNIST file")
+        raise DataError(f"{path}: wrong magic number {magic}, expected {expected}; {_ADVICE}")
     if tuple(dims) != shape:
-        raise DataError(f"{path}: says it holds {_text(dims)} values, expected {_text(shape)}")
-
-
-def _text(dims: tuple[int, ...] | list[int]) -> str:
-    return " x ".join(map(str, dims))
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or "truncated"
+        found, expected_shape = (" x ".join(map(str, sizes)) for sizes in (dims, shape))
+        raise DataError(f"{path}: claims {found} values, expected {expected_shape}; {_ADVICE}")

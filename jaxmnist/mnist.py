@@ -61,19 +61,14 @@ def find_mnist(data_dir: str | os.PathLike[str] | None = None, *, progress: bool
     """`load_mnist`, telling where it was found; `progress` shows a download's progress."""
     named = data_dir or os.environ.get("JAXMNIST_DATA_DIR")
     if named:
-        return _from_idx(Path(named).expanduser(), required=True)  # type: ignore[return-value]
-    return (
-        _from_idx(Path(NOTEBOOK_DIR).expanduser(), required=False)
-        or _from_tfds()
-        or _from_cache()
-        or _from_download(progress)
-    )
+        return _from_idx(Path(named).expanduser())
+    with contextlib.suppress(DataNotFoundError):
+        return _from_idx(Path(NOTEBOOK_DIR).expanduser())
+    return _from_tfds() or _from_cache() or _from_download(progress)
 
 
-def _from_idx(directory: Path, *, required: bool) -> Mnist | None:
-    paths = _idx_files(directory, required=required)
-    if paths is None:
-        return None
+def _from_idx(directory: Path) -> Mnist:
+    paths = _idx_files(directory)
     source = f"{next(iter(paths.values())).parent} (IDX files)"
     return _through_cache(source, paths.values(), lambda: _read(paths))
 
@@ -82,8 +77,8 @@ def _read(paths: Mapping[str, Path]) -> Arrays:
     return {name: read_idx(path, FILES[name][1]) for name, path in paths.items()}
 
 
-def _idx_files(directory: Path, *, required: bool) -> dict[str, Path] | None:
-    """The four files' paths; None if there is none of them and they are not required."""
+def _idx_files(directory: Path) -> dict[str, Path]:
+    """The four files' paths. DataNotFoundError: there is none of them; DataError: only some."""
     best: dict[str, Path] = {}
     for folder in (directory, directory / "MNIST" / "raw", directory / "mnist"):
         candidates = {
@@ -100,8 +95,6 @@ def _idx_files(directory: Path, *, required: bool) -> dict[str, Path] | None:
         missing = ", ".join(FILES[name][0] for name in FILES if name not in best)
         folder = next(iter(best.values())).parent
         raise DataError(f"{folder}: {missing} (raw or .gz) is missing beside the other MNIST files")
-    if not required:
-        return None
     if not directory.is_dir():
         raise DataNotFoundError(f"{directory}: no such directory, so no MNIST there")
     raise DataNotFoundError(
@@ -165,7 +158,7 @@ def _through_cache(source: str, files: Iterable[Path], parse: Callable[[], Array
                 f"{source}: {FILES[name][0]} has the label {arrays[name].max()}, over 9"
             )
     if not _is_official(arrays):
-        raise DataError(f"{source}: the checksum differs from MNIST's: damaged, or other images")
+        raise DataError(f"{source}: checksum differs from MNIST's; put the official files there")
     problem = cache.store(_CACHE, {**arrays, "origin": np.array(origin)})
     return _mnist(arrays, source, problem and f"not cached, every start parses again: {problem}")
 

@@ -124,8 +124,8 @@ def poke(offset, value):
 
 DAMAGES = {
     "three of four": (TRAIN_LABELS, os.unlink, "train-labels-idx1-ubyte .* is missing"),
-    "truncated": (TRAIN_IMAGES, truncate, "cannot be read, the file is damaged"),
-    "one byte": (TRAIN_IMAGES, flip, "cannot be read, the file is damaged"),
+    "truncated": (TRAIN_IMAGES, truncate, "the file is damaged"),
+    "one byte": (TRAIN_IMAGES, flip, "the file is damaged"),
     "no gzip": (TRAIN_LABELS, lambda p: p.write_bytes(b"hello"), "damaged .*gzip"),
     "empty": (TRAIN_LABELS, lambda p: p.write_bytes(b""), "too short"),
     "magic": (TRAIN_IMAGES, poke(0, struct.pack(">I", 2052)), "wrong magic number 2052.*2051"),
@@ -146,6 +146,16 @@ def test_damage_is_named_and_leaves_nothing(blank_is_official, damage, tmp_path)
         load_mnist(blank_is_official)
     assert str(blank_is_official) in one_line(error)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_directory_in_a_files_place_is_named(blank_is_official):
+    path = blank_is_official / TRAIN_LABELS
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte .* is missing"):
+        load_mnist(blank_is_official)
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_idx(path, (60_000,))
 
 
 def test_damage_after_caching_is_seen(blank_is_official):
