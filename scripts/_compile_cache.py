@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,10 @@ def compile_cache(directory: Path) -> Iterator[None]:
         yield
         return
     for entry in place.glob("*-cache"):
-        if not _seal(entry).is_file() or _seal(entry).read_text() != _digest(entry):
+        if not _is_sealed(entry):
             entry.unlink(missing_ok=True)
+    # One that another process is just writing or removing is compiled here too, without ado.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -56,6 +59,13 @@ def _processor() -> str:
             if line.startswith(("flags", "Features")):
                 return hashlib.sha256(line.encode()).hexdigest()[:16]
     return f"{platform.machine()}-{platform.processor()}".replace(" ", "-")
+
+
+def _is_sealed(entry: Path) -> bool:
+    try:
+        return _seal(entry).read_text() == _digest(entry)
+    except (OSError, ValueError):
+        return False
 
 
 def _seal(entry: Path) -> Path:

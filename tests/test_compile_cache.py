@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -61,6 +62,14 @@ def test_damaged_foreign_and_unknown_entries_change_nothing(filled, cache):
     assert train(cache) == filled[2]
     assert entries(cache) == victims
     assert all(path.stat().st_mtime_ns > stamp for path, stamp in stamps.items())
+
+
+def test_processes_starting_at_once_do_not_disturb_one_another(filled, cache):
+    for path in cache.glob("programs-*/*"):
+        path.unlink()
+    with ThreadPoolExecutor() as pool:
+        lines = list(pool.map(lambda _: train(cache), range(4)))
+    assert set(lines) == {filled[2]}
 
 
 def test_a_directory_that_others_can_write_to_is_not_used(filled, cache):
