@@ -112,8 +112,12 @@ def script(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, options)])
         monkeypatch.syspath_prepend(path.parent)
         capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(path), run_name="__main__")
+        precision = jax.config.jax_default_matmul_precision  # a script sets it for its process
+        try:
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(str(path), run_name="__main__")
+        finally:
+            jax.config.update("jax_default_matmul_precision", precision)
         return (stop.value.code, *capfd.readouterr())
 
     return call

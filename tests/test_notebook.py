@@ -6,20 +6,11 @@ import re
 import subprocess
 import sys
 
-import jax
 import pytest
 from conftest import ROOT
 
 NOTEBOOK = ROOT / "scripts" / "notebook.py"
 COMPARED = [5, 6, 8, 10, 12, 15, 16, 17, 23, 25, 27, 27, 28, 29, 29, 29, 29, 29, 30]
-
-
-@pytest.fixture(autouse=True)
-def _own_precision():
-    """The notebook sets JAX's matrix precision for its process, which here is every test's."""
-    before = jax.config.jax_default_matmul_precision
-    yield
-    jax.config.update("jax_default_matmul_precision", before)
 
 
 def table(stdout: str) -> list[list[str]]:
