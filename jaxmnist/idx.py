@@ -15,6 +15,13 @@ from jaxtyping import UInt8
 
 from jaxmnist.errors import DataError
 
+# What each array of MNIST is called officially, and its shape.
+FILES = {
+    "train_images": ("train-images-idx3-ubyte", (60_000, 28, 28)),
+    "train_labels": ("train-labels-idx1-ubyte", (60_000,)),
+    "test_images": ("t10k-images-idx3-ubyte", (10_000, 28, 28)),
+    "test_labels": ("t10k-labels-idx1-ubyte", (10_000,)),
+}
 _UINT8 = 8
 _ADVICE = "put the official file in its place"
 

@@ -16,16 +16,10 @@ import numpy as np
 from jaxmnist import cache, tfds_source
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError, DataNotFoundError
-from jaxmnist.idx import read_idx
+from jaxmnist.idx import FILES, read_idx
 
 Arrays = Mapping[str, np.ndarray]
 
-FILES = {
-    "train_images": ("train-images-idx3-ubyte", (60_000, 28, 28)),
-    "train_labels": ("train-labels-idx1-ubyte", (60_000,)),
-    "test_images": ("t10k-images-idx3-ubyte", (10_000, 28, 28)),
-    "test_labels": ("t10k-labels-idx1-ubyte", (10_000,)),
-}
 # sha256 of the decoded arrays, one after the other in the order of FILES.
 SHA256 = "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"
 NOTEBOOK_DIR = "~/.pytorch/MNIST_data"
@@ -141,7 +135,7 @@ def _from_download(progress: bool) -> Mnist:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxmnist-")))
         tfds_source.download(directory, progress=progress)
         paths = {name: directory / f"{file}.gz" for name, (file, _) in FILES.items()}
-        return _through_cache(tfds_source.MNIST_URL, [], lambda: _read(paths))
+        return _fresh(tfds_source.MNIST_URL, "", lambda: _read(paths))
 
 
 def _through_cache(source: str, files: Iterable[Path], parse: Callable[[], Arrays]) -> Mnist:
@@ -151,6 +145,11 @@ def _through_cache(source: str, files: Iterable[Path], parse: Callable[[], Array
     cached = cache.load(_CACHE)
     if cached is not None and str(cached.get("origin")) == origin and _is_official(cached):
         return _mnist(cached, f"{source}, cached")
+    return _fresh(source, origin, parse)
+
+
+def _fresh(source: str, origin: str, parse: Callable[[], Arrays]) -> Mnist:
+    """What `parse` makes, if it is MNIST; cached as made from `origin`."""
     arrays = parse()
     for name in ("train_labels", "test_labels"):
         if arrays[name].max() > 9:

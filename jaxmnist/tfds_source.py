@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxmnist import idx
 from jaxmnist.errors import DataError, DataNotFoundError
 
 # The address from which TFDS takes MNIST, and under which its checksums are registered.
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-_NAMES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-FILES = tuple(f"{name}-ubyte.gz" for name in _NAMES)
+FILES = tuple(f"{name}.gz" for name, _ in idx.FILES.values())
 _DOWNLOAD_BYTES = 11_594_722  # the four files together
 _PROBE_SECONDS = 4.0
 _CHILD = "from jaxmnist.tfds_source import _child; _child()"
