@@ -156,10 +156,11 @@ class Bench:
             shutil.rmtree(cold, ignore_errors=True)
             shutil.copytree(self.directory / "data", cold)
             environment = {**environment, "JAXMNIST_CACHE_DIR": str(cold)}
-        command = [sys.executable, str(program.path), str(self.directory / "mnist.npz")]
-        command.append("cuda" if self.platform == "gpu" else "cpu")
         if program.path == TRAIN:
             command = self.train_command()
+        else:
+            command = [sys.executable, str(program.path), str(self.directory / "mnist.npz")]
+            command.append("cuda" if self.platform == "gpu" else "cpu")
         done = _measure.measure(command, environment)
         record.runs.append(done)
         try:
@@ -223,7 +224,7 @@ def measure_all(bench: Bench) -> dict[str, Any]:
             bench.time(name, records[name])
         if number and name == turns[-1][1]:
             peaks.append(bench.peak())
-    machine["load_average_after"] = _measure.machine()["load_average"]
+    machine["load_average_after"] = os.getloadavg()[0]
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
     machine["device"] = cpu if bench.platform == "cpu" else peaks[0]["device"]
     peak = {library: max(p[library] for p in peaks) for library in ("numpy", "xla")}

@@ -46,10 +46,14 @@ def main(config: Config) -> None:
     for epoch in range(5):
         state, metrics = train_epoch(state, train, epoch_order(key, epoch, len(train.labels)))
         losses.append(np.asarray(metrics["loss"]))
-        scores = {
-            f"test_{name}": float(value.mean()) for name, value in run_test(state.params).items()
-        }
-        records.append({"train_loss": float(losses[-1].mean()), **scores})
+        scores = run_test(state.params)
+        records.append(
+            {
+                "train_loss": float(losses[-1].mean()),
+                "test_loss": float(scores["loss"]),
+                "test_accuracy": float(scores["accuracy"]),
+            }
+        )
     drawn, _ = load_synthetic(config.seed)
     rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
     curve, grid = loss_curve(np.stack(losses), records), digit_grid(np.stack(rows))
