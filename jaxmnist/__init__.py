@@ -16,6 +16,7 @@ from jaxmnist.training import (
     init_state,
     make_train_epoch,
     make_train_step,
+    train,
 )
 from jaxmnist.transforms import flatten, normalize, preprocess, to_tensor
 
@@ -42,4 +43,5 @@ __all__ = [
     "normalize",
     "preprocess",
     "to_tensor",
+    "train",
 ]

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from jaxmnist.data import Dataset
-from jaxmnist.losses import cross_entropy
+from jaxmnist.losses import check_shapes, cross_entropy
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import ApplyFn, LossFn, Metrics, Params, Transform
 
@@ -34,13 +35,16 @@ def evaluate(
     """
     images, labels = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
     whole = len(images) // batch_size * batch_size
-    logits = jax.lax.map(
-        lambda chunk: apply_fn(params, transform(chunk)),
-        images[:whole].reshape(-1, batch_size, *images.shape[1:]),
-    )
+
+    def apply(chunk: Shaped[Array, "n *shape"]) -> Float[Array, "n classes"]:
+        logits = apply_fn(params, transform(chunk))
+        check_shapes(logits, chunk.shape[:1])
+        return logits
+
+    logits = jax.lax.map(apply, images[:whole].reshape(-1, batch_size, *images.shape[1:]))
     logits = logits.reshape(whole, logits.shape[-1])
     if whole < len(images):
-        logits = jnp.concatenate([logits, apply_fn(params, transform(images[whole:]))])
+        logits = jnp.concatenate([logits, apply(images[whole:])])
     classes = logits.shape[-1]
     predictions = jnp.argmax(logits, axis=-1)
     result = loss_fn(logits, labels)

@@ -1,21 +1,29 @@
 """Training as a pure function: a state, a step that takes it one batch further, an epoch."""
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
-from jaxmnist.data import Batch, Dataset
+from jaxmnist.data import Batch, Dataset, epoch_order
 from jaxmnist.errors import NonFiniteLossError
-from jaxmnist.losses import cross_entropy
+from jaxmnist.evaluation import evaluate
+from jaxmnist.losses import cross_entropy, loss_and_metrics
 from jaxmnist.transforms import preprocess
-from jaxmnist.types import AnyArray, ApplyFn, LossFn, Metrics, Optimizer, Params, Transform
+from jaxmnist.types import (
+    AnyArray,
+    ApplyFn,
+    LossFn,
+    Metrics,
+    Model,
+    Optimizer,
+    Params,
+    Transform,
+)
 
 _IMAGE = np.zeros(784, np.float32)
 
@@ -47,7 +55,7 @@ TrainEpoch = Callable[[TrainState, Dataset, Int[AnyArray, " n"]], tuple[TrainSta
 
 def init_state(
     key: PRNGKeyArray,
-    model: nn.Module,
+    model: Model,
     tx: Optimizer,
     image: Float[AnyArray, "*shape"] = _IMAGE,
 ) -> TrainState:
@@ -55,7 +63,7 @@ def init_state(
 
     Args:
         key: where the parameters come from.
-        model: any Linen module.
+        model: any Linen module, or another pair of `init` and `apply`.
         tx: any optax optimizer.
         image: one image of the shape that the model takes.
     """
@@ -84,40 +92,36 @@ def make_train_step(
     The metrics are a dict with "loss", the loss before the update.
     """
 
-    takes_where = _takes_where(loss_fn)
+    update = optax.with_extra_args_support(tx).update
 
     def train_step(
         state: TrainState, batch: Batch, where: Bool[AnyArray, " n"] | None = None
     ) -> tuple[TrainState, Metrics]:
-        if where is not None and not takes_where:
-            raise TypeError(
-                "loss_fn takes no `where`, so it cannot leave out what fills up a short last batch:"
-                " let it, choose a batch size that divides the data, or make_train_epoch(pad=False)"
-            )
+        _check_opt_state(tx, state)
         images = transform(jnp.asarray(batch.images))
 
         def objective(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            scores = apply_fn(params, images)
-            if where is None:
-                result = loss_fn(scores, batch.labels)
-            else:
-                result = loss_fn(scores, batch.labels, where=where)
-            loss, metrics = result if isinstance(result, tuple) else (result, {})
-            if jnp.shape(loss) != ():
-                raise ValueError(f"loss_fn must return a scalar, not shape {jnp.shape(loss)}")
-            return loss, {"loss": loss, **metrics}
+            return loss_and_metrics(loss_fn, apply_fn(params, images), batch.labels, where)
 
-        grads, metrics = jax.grad(objective, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        # For optimizers that look at the loss, as optax.lbfgs does; the others are not given it.
+        more = {"value": loss, "grad": grads, "value_fn": lambda params: objective(params)[0]}
+        updates, opt_state = update(grads, state.opt_state, state.params, **more)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state), {"loss": loss, **metrics}
 
     return train_step
 
 
-def _takes_where(loss_fn: LossFn) -> bool:
-    kinds = {name: p.kind for name, p in inspect.signature(loss_fn).parameters.items()}
-    return "where" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
+def _check_opt_state(tx: Optimizer, state: TrainState) -> None:
+    # Without this, optax fails far from the cause or broadcasts one shape to the other in silence.
+    states = state.opt_state, jax.eval_shape(tx.init, state.params)
+    got, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in states)
+    if got != expected:
+        raise ValueError(
+            "state.opt_state belongs to another optimizer or to other parameters: "
+            "let it be tx.init(state.params)"
+        )
 
 
 def make_train_epoch(
@@ -134,18 +138,29 @@ def make_train_epoch(
         pad: how a short last batch is trained on. True fills it up and has the loss leave the
             filling out, so the step is traced once, but the loss must take `where`. False trains
             on it at its own size with any loss, at the price of a second trace.
+
+    An index outside the dataset gives a loss of NaN, as a label outside the classes does.
+
+    Raises:
+        ValueError: the batch size is below 1; or, when called, there is not one label an image.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
 
     def train_epoch(
         state: TrainState, dataset: Dataset, order: Int[AnyArray, " n"]
     ) -> tuple[TrainState, Metrics]:
         images, labels, order = map(jnp.asarray, (*dataset, order))
+        if len(images) != len(labels):  # JAX would take the last label for those that are missing
+            raise ValueError(f"the dataset has {len(images)} images and {len(labels)} labels")
 
         def step(
             state: TrainState, rows: tuple[Int[Array, " batch"], Bool[Array, " batch"] | None]
         ) -> tuple[TrainState, Metrics]:
             indices, where = rows
-            return train_step(state, Batch(images[indices], labels[indices]), where)
+            # Where an index is outside, JAX would take the nearest image: -1 makes its loss NaN.
+            chosen = labels.at[indices].get(mode="fill", fill_value=-1)
+            return train_step(state, Batch(images[indices], chosen), where)
 
         n = order.shape[0]
         tail = n % batch_size
@@ -165,6 +180,56 @@ def make_train_epoch(
     return train_epoch
 
 
+def train(
+    key: PRNGKeyArray,
+    dataset: Dataset,
+    model: Model,
+    tx: Optimizer,
+    *,
+    epochs: int = 5,
+    batch_size: int = 64,
+    loss_fn: LossFn = cross_entropy,
+    transform: Transform = preprocess,
+    pad: bool = True,
+    test: Dataset | None = None,
+) -> tuple[TrainState, Metrics]:
+    """A whole run as one pure function of the key: the initial state, then epoch after epoch.
+
+    Hyperparameters come in through `tx`, so they may be traced: this trains a grid at once,
+    `jax.jit(jax.vmap(lambda key, lr: train(key, dataset, MLP(), optax.sgd(lr))))(keys, rates)`.
+    The same key gives the run that `init_state`, `epoch_order` and `make_train_epoch` give one
+    after the other, and the one of `scripts/train.py --seed` for `jax.random.key(seed)`.
+
+    Args:
+        key: makes the initial parameters and the order of every epoch.
+        dataset: what to train on. Pass it into your jitted function as an argument: as a constant
+            it makes compiling several times slower.
+        model: any Linen module, or another pair of `init` and `apply`.
+        tx: any optax optimizer.
+        epochs: how often every image is seen.
+        batch_size, loss_fn, transform, pad: as in `make_train_epoch` and `make_train_step`.
+        test: what to evaluate on after each epoch.
+
+    Returns:
+        The last state, and the metrics: those of the steps with the axes [epochs, steps], and with
+        `test` the "test_loss" and "test_accuracy" of each epoch, f32 [epochs].
+    """
+    image = jax.eval_shape(transform, dataset.images[:1])
+    state = init_state(key, model, tx, jnp.zeros(image.shape[1:], image.dtype))
+    train_step = make_train_step(model.apply, tx, loss_fn, transform)
+    train_epoch = make_train_epoch(train_step, batch_size, pad=pad)
+
+    def run_epoch(state: TrainState, epoch: Int32[Array, ""]) -> tuple[TrainState, Metrics]:
+        order = epoch_order(key, epoch, len(dataset.labels))
+        state, metrics = train_epoch(state, dataset, order)
+        if test is not None:
+            scores = evaluate(model.apply, state.params, test, loss_fn, transform)
+            metrics |= {"test_loss": scores["loss"], "test_accuracy": scores["accuracy"]}
+        return state, metrics
+
+    return jax.lax.scan(run_epoch, state, jnp.arange(epochs, dtype=jnp.int32))
+
+
 def check_finite(losses: Float[AnyArray, " steps"], first_step: int = 0) -> None:
     """Raise where training has broken down.
 
@@ -177,7 +242,8 @@ def check_finite(losses: Float[AnyArray, " steps"], first_step: int = 0) -> None
     """
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
-        raise NonFiniteLossError(
-            f"the loss of step {first_step + bad[0] + 1} is {losses[bad[0]]}: "
-            "training has diverged; try a lower learning rate"
-        )
+        step = first_step + bad[0] + 1
+        cause = "a label or an index is out of range, or an image or a weight is not finite"
+        if step > 1:  # the first loss is taken before anything is learnt, at any learning rate
+            cause = f"training has diverged, try a lower learning rate; or {cause}"
+        raise NonFiniteLossError(f"the loss of step {step} is {losses[bad[0]]}: {cause}")

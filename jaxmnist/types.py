@@ -1,7 +1,7 @@
 """The words that the signatures of several modules share."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import optax
@@ -14,3 +14,19 @@ Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 ApplyFn: TypeAlias = Callable[[Params, AnyArray], Any]  # (params, images) -> logits or log_probs
 LossFn: TypeAlias = Callable[..., Any]  # (logits, labels, [where=]) -> loss or (loss, metrics)
 Transform: TypeAlias = Callable[[Array], AnyArray]  # images -> what the model takes
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What makes parameters and applies them: any Linen module, or a named tuple of two functions.
+
+    `init(key, images) -> params` and `apply(params, images) -> logits`, for a batch of images.
+    """
+
+    @property
+    def init(self) -> Callable[..., Params]:
+        """`init(key, images)`: parameters for images of this shape."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """`apply(params, images)`: a row of scores an image."""

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from _cli import UsageError, run
+import _cli as cli
+from _cli import UsageError
 from _compile_cache import compile_cache
+from _distributed import together
 from _output import check_out, save
-
-if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
-    from collections.abc import Callable
-
-    import jax
-    import optax
-
-    from jaxmnist import Dataset
-    from jaxmnist.mnist import Mnist
-
-WARNING = (
-    "WARNING: this is NOT MNIST but digits drawn by a program: "
-    "MNIST is neither on this machine nor can it be downloaded now."
-)
+from _setup import WARNING, build, find_devices, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +45,18 @@ class Config:
     """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train; auto is the best that JAX finds."""
+    devices: int | Literal["all"] = 1
+    """How many devices share each batch out among them."""
+    distributed: bool = False
+    """This is one of several processes that train together, on all their devices."""
+    coordinator: str | None = None
+    """With --distributed: host:port of process 0. Slurm, Open MPI and TPU pods tell it."""
+    processes: int | None = None
+    """With --distributed: how many there are, where the cluster does not tell it."""
+    process_id: int | None = None
+    """With --distributed: which one this is, from 0, where the cluster does not tell it."""
+    timeout: int = 30
+    """With --distributed: seconds after which a process that keeps silent is given up."""
     torch_seed: int | None = None
     """Draw initial weights and shuffling as PyTorch does after torch.manual_seed of this."""
     torch_order: Literal["modern", "legacy"] = "modern"
@@ -86,12 +85,30 @@ class Config:
             raise ValueError("--torch-order is PyTorch's; it needs a --torch-seed")
         if self.torch_seed is not None and not -(2**63) <= self.torch_seed < 2**64:
             raise ValueError(f"--torch-seed must be in [-2**63, 2**64), not {self.torch_seed}")
+        if self.devices != "all" and self.devices < 1:
+            raise ValueError(f"--devices must be at least 1 or all, not {self.devices}")
+        explicit = (self.coordinator, self.processes, self.process_id)
+        if explicit != (None, None, None):
+            if not self.distributed:
+                raise ValueError("--coordinator, --processes, --process-id need --distributed")
+            if None in explicit:
+                raise ValueError("--coordinator, --processes, --process-id go together")
+        if self.distributed and self.devices == 1:
+            object.__setattr__(self, "devices", "all")
+        if self.timeout < 10:
+            raise ValueError(f"--timeout must be at least 10 seconds, not {self.timeout}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"--hidden needs widths of at least 1, not {self.hidden}")
 
 
 def main(config: Config) -> None:
-    """Load, compile, train and evaluate, report."""
+    """Train, alone or together with other processes."""
+    with together(config) as first:
+        train(config, first)
+
+
+def train(config: Config, first: bool) -> None:
+    """Load, compile, train and evaluate, report; write files if this is the first process."""
     import jax
     import tqdm
 
@@ -101,8 +118,9 @@ def main(config: Config) -> None:
     # seed would train differently there.
     jax.config.update("jax_default_matmul_precision", "highest")
     clock = Clock()
-    check_out(config.out)
-    device = find_device(config.device)
+    if first:
+        check_out(config.out)
+    device, mesh = find_devices(config)
     data, drawn = load(config)
     n = len(data.train.labels)
     if config.batch_size > n:
@@ -110,23 +128,22 @@ def main(config: Config) -> None:
     print(f"Data: {data.source}", flush=True)
     if data.note:
         print(f"Note: {data.note}", file=sys.stderr)
-    train, test = jax.device_put((data.train, data.test), device)
     clock.lap("load")
 
     with compile_cache(cache.cache_dir()) if config.compile_cache else nullcontext():
-        state, orders, run_epoch, run_test = build(config, train, test)
+        run = build(config, data, device, mesh, {n})
     clock.lap("compile")
 
-    records = []
-    order = orders(0)
+    state, records = run.state, []
+    train_epoch = run.piece(0, slice(0, n))
     for epoch in tqdm.tqdm(range(config.epochs), unit="epoch", leave=False, disable=None):
-        state, metrics = run_epoch(state, train, order)
+        state, metrics = train_epoch(state)
         if epoch + 1 < config.epochs:
-            order = orders(epoch + 1)  # shuffled while the device trains
+            train_epoch = run.piece(epoch + 1, slice(0, n))  # shuffled while the device trains
         losses = jax.device_get(metrics["loss"])
         clock.lap("train")
         check_finite(losses, first_step=epoch * len(losses))
-        scores = jax.device_get(run_test(state.params, test))
+        scores = jax.device_get(run.evaluate(state.params))
         clock.lap("evaluate")
         record = {
             "epoch": epoch + 1,
@@ -141,153 +158,23 @@ def main(config: Config) -> None:
         )
         sys.stdout.flush()  # also where the output goes into a file
 
-    if config.out:
+    if config.out and first:
         options = {**dataclasses.asdict(config), "source": data.source}
         save(config.out, options, records, state.params)
-    report(config, data.source, drawn, device, n, len(losses), clock)
-
-
-def build(config: Config, train: Dataset, test: Dataset) -> tuple[Any, ...]:
-    """What a run consists of: the first state, each epoch's order, and two compiled programs."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxmnist import (
-        MLP,
-        TrainState,
-        cross_entropy,
-        evaluate,
-        init_state,
-        make_train_epoch,
-        make_train_step,
-        nll_loss,
-    )
-
-    model = MLP(config.hidden, log_probs=config.loss == "nll")
-    loss_fn = nll_loss if config.loss == "nll" else cross_entropy
-    tx = make_optimizer(config)
-    train_epoch = make_train_epoch(make_train_step(model.apply, tx, loss_fn), config.batch_size)
-
-    def run_test(params: Any, test: Dataset) -> Any:
-        return evaluate(model.apply, params, test, loss_fn)
-
-    shapes = jax.eval_shape(lambda: init_state(jax.random.key(0), model, tx))
-    order = jax.ShapeDtypeStruct(train.labels.shape, jnp.int32)
-    with ThreadPoolExecutor() as pool:  # XLA compiles on one core; there are others
-        # Nobody else holds the state, so the next one may take its memory.
-        epoch_program = jax.jit(train_epoch, donate_argnums=0)
-        compiling = (
-            pool.submit(lambda: epoch_program.lower(shapes, train, order).compile()),
-            pool.submit(lambda: jax.jit(run_test).lower(shapes.params, test).compile()),
-        )
-        params, orders = draw(config, model, shapes.params, len(train.labels))
-        params = jax.device_put(params, train.labels.device)
-        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-        return (state, orders, *(program.result() for program in compiling))
-
-
-def draw(config: Config, model: Any, shapes: Any, n: int) -> tuple[Any, Callable[[int], Any]]:
-    """What is random in a run: the initial parameters, and the order of epoch 0, 1, 2, ...
-
-    Both come from JAX's key for `--seed`, or from PyTorch's stream for `--torch-seed`; parameters
-    of `--init` take the place of drawn ones and must have the same `shapes`.
-    """
-    import jax
-    import numpy as np
-
-    from jaxmnist import DataError, epoch_order, torch_compat
-
-    if config.torch_seed is None:
-        seed = np.uint32(config.seed)  # the key is made inside the programs: by itself it takes 50 ms
-
-        def init(seed: Any) -> Any:
-            return model.init(jax.random.key(seed), np.zeros((1, 784), np.float32))
-
-        if not config.init:
-            # XLA's full optimisation of what runs for 1 ms takes it 0.6 s longer, for equal bits.
-            options = {"xla_backend_optimization_level": 2}
-            params = jax.jit(init).lower(seed).compile(compiler_options=options)(seed)
-
-        def order_of(seed: Any, epoch: Any) -> Any:
-            return epoch_order(jax.random.key(seed), epoch, n)
-
-        make_order = jax.jit(order_of).lower(seed, 0).compile()
-
-        def orders(epoch: int) -> Any:
-            return make_order(seed, epoch)
-
-    else:
-        generator = torch_compat.TorchGenerator(config.torch_seed)
-        # Drawn even where --init replaces them: the orders come after them in the stream.
-        params = torch_compat.init_params(generator, (784, *config.hidden, 10))
-
-        def orders(epoch: int) -> Any:  # a stream: each call draws the next epoch's
-            return torch_compat.loader_order(generator, n, legacy=config.torch_order == "legacy")
-
-    if config.init:
-        params = torch_compat.load_weights(config.init)
-        found, expected = ([x.shape for x in jax.tree.leaves(tree)] for tree in (params, shapes))
-        if found != expected:
-            raise DataError(f"{config.init}: weights of other sizes than --hidden {config.hidden}")
-    return params, orders
-
-
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """The optax optimizer that the options name."""
-    import optax
-
-    if config.optimizer == "sgd":
-        return optax.sgd(config.learning_rate, momentum=config.momentum or None)
-    return getattr(optax, config.optimizer)(config.learning_rate)
-
-
-def find_device(name: str) -> jax.Device:
-    """The device to train on."""
-    import jax
-
-    from jaxmnist import JaxmnistError
-
-    if name == "cpu":  # does not wake an accelerator that is not wanted
-        jax.config.update("jax_platforms", "cpu")
-    try:
-        return jax.devices(None if name == "auto" else name)[0]
-    except RuntimeError as error:
-        raise JaxmnistError(
-            f"--device {name}: JAX finds no such device, only {jax.default_backend()}; "
-            "the extras jaxmnist[cuda] and jaxmnist[tpu] install the support for others"
-        ) from error
-
-
-def load(config: Config) -> tuple[Mnist, bool]:
-    """The data, and whether it is drawn digits standing in for an MNIST that cannot be had."""
-    from jaxmnist import DataNotFoundError
-    from jaxmnist.mnist import Mnist, find_mnist
-    from jaxmnist.synthetic import load_synthetic
-
-    if config.dataset != "synthetic":
-        try:
-            found = find_mnist(config.data_dir, progress=sys.stderr.isatty())
-            return found._replace(source=f"MNIST from {found.source}"), False
-        except DataNotFoundError as error:
-            named = config.data_dir or os.environ.get("JAXMNIST_DATA_DIR")
-            if config.dataset == "mnist" or named:
-                raise
-            print(f"{WARNING}\n{error}", file=sys.stderr)
-    elif config.data_dir:
-        raise UsageError("--data-dir is MNIST's; --dataset synthetic reads no files")
-    train, test = load_synthetic(config.seed)
-    source = f"drawn digits, seed {config.seed}: not MNIST"
-    return Mnist(train, test, source), config.dataset == "auto"
+    devices = f"{device.device_kind} ({device.platform})"
+    if mesh is not None:
+        devices = f"{mesh.size} devices, each {devices}"
+    report(config, data.source, drawn, devices, n, len(losses), clock)
 
 
 def report(
-    config: Config, source: str, drawn: bool, device: jax.Device, n: int, steps: int, clock: Clock
+    config: Config, source: str, drawn: bool, devices: str, n: int, steps: int, clock: Clock
 ) -> None:
     """The closing summary."""
     seconds = clock.seconds
     print(f"\nTrained on {source}")
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
-    print(f"  {epochs} of {steps} steps on {device.device_kind} ({device.platform})")
+    print(f"  {epochs} of {steps} steps on {devices}")
     print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
     print(f"  {config.epochs * n / seconds['train']:,.0f} images per second in training")
     if config.out:
@@ -311,4 +198,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Config, __doc__)

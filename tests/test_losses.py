@@ -42,8 +42,15 @@ def test_where_leaves_examples_out():
 @pytest.mark.parametrize("label", [-1, 3])
 def test_label_out_of_range_is_not_trained_on_silently(label):
     labels = np.array([0, 1, label], np.int32)
-    assert np.isnan(cross_entropy(LOGITS, labels))
-    assert np.isnan(nll_loss(LOGITS, labels, reduction="none")[2])
+    with pytest.raises(ValueError, match=rf"label {label} in row 2 is outside the classes 0\.\.2"):
+        cross_entropy(LOGITS, labels)
+    # a compiled program cannot raise
+    assert np.isnan(jax.jit(cross_entropy)(LOGITS, labels))
+    per_example = jax.jit(lambda x, y: nll_loss(x, y, reduction="none"))(LOGITS, labels)
+    assert np.isnan(per_example[2])
+    where = np.array([True, True, False])  # what fills a batch up may hold anything
+    expected = cross_entropy(LOGITS[:2], labels[:2])
+    np.testing.assert_allclose(cross_entropy(LOGITS, labels, where=where), expected, rtol=1e-6)
 
 
 def test_impossible_class_costs_infinitely_but_no_nan():
