@@ -4,14 +4,14 @@ A cache is a convenience: where it is absent, damaged or not writable, everythin
 slower. So `load` answers None and `store` answers the reason instead of raising.
 """
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+
+from jaxmnist.files import replacing
 
 
 def cache_dir() -> Path:
@@ -36,22 +36,13 @@ def load(name: str) -> dict[str, np.ndarray] | None:
 def store(name: str, arrays: Mapping[str, np.ndarray]) -> str | None:
     """Store `arrays` under `name`; None when done, otherwise the reason why it could not be.
 
-    The file is written beside its place and moved there in one step, so that no reader and no
-    process starting at the same moment ever sees half of it.
+    The file appears whole or not at all.
     """
     path = cache_dir() / f"{name}.npz"
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        with replacing(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            return f"{path.parent}: {error.strerror or error}"
-        raise
+    except OSError as error:
+        return f"{path.parent}: {error.strerror or error}"
     return None

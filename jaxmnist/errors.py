@@ -15,3 +15,7 @@ class DataNotFoundError(DataError):
 
 class NonFiniteLossError(JaxmnistError):
     """The training loss became infinite or not-a-number."""
+
+
+class CheckpointError(JaxmnistError):
+    """A checkpoint cannot be written, read or used, or another process is at work on them."""

@@ -4,12 +4,10 @@ With the seed that was given to `torch.manual_seed`, this gives the initial weig
 orders that PyTorch 2.13 would draw, bit for bit. The sources named below are files of PyTorch.
 """
 
-import contextlib
 import io
 import itertools
 import math
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
 from jaxmnist.errors import DataError
+from jaxmnist.files import replacing
 
 Params = dict[str, dict[str, dict[str, Float32[np.ndarray, "..."]]]]
 """A Flax tree, `{"params": {"Dense_0": {"kernel": [in, out], "bias": [out]}, "Dense_1": ...}}`."""
@@ -202,16 +201,12 @@ def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> Non
         content = buffer.getvalue()
     else:
         content = safetensors.numpy.save(state_dict)
-    temporary = path.parent / f"{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def load_weights(path: str | os.PathLike[str]) -> Params:

@@ -24,11 +24,20 @@ class UsageError(Exception):
     """An option's value is wrong, which showed only later: exit code 2."""
 
 
+class Stopped(Exception):
+    """A signal has ended the work in good order: exit code 128 + its number."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.code = 128 + number
+
+
 def run(main: Callable[[Config], None], config_type: type[Config], description: str) -> NoReturn:
     """Parse the command line into a `config_type`, call `main` with it and exit.
 
-    The code is 0 when done, 2 for wrong usage, 130 for Ctrl-C and 1 for every other error that a
-    user can cause; each error is one line. Errors that are ours keep their traceback.
+    The code is 0 when done, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM and 1 for every
+    other error that a user can cause; each error is one line. Errors that are ours keep their
+    traceback.
     """
     gc.disable()  # importing JAX makes a million objects and no garbage; looking for it takes 0.1 s
     try:
@@ -52,6 +61,8 @@ def _run(main: Callable[[Config], None], config: Config) -> None:
         sys.stdout.flush()
     except UsageError as error:
         _fail(str(error), 2)
+    except Stopped as stop:
+        _fail(str(stop), stop.code)
     except JaxmnistError as error:
         _fail(str(error), 1)
     except BrokenPipeError:  # whoever read our output has gone, as with `| head`

@@ -89,3 +89,22 @@ def _is_first() -> bool:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)  # not only Python's: Gloo tells there that it is connected
     return first
+
+
+def from_first(config: Any, tree: Any) -> Any:
+    """The first process's arrays, in every process."""
+    if not config.distributed:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def any_process(config: Any, flag: int) -> int:
+    """The largest flag that a process has."""
+    if not config.distributed:
+        return flag
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return int(np.max(multihost_utils.process_allgather(np.int32(flag))))

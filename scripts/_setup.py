@@ -51,7 +51,6 @@ def build(
         TrainState,
         cross_entropy,
         evaluate,
-        init_state,
         make_train_epoch,
         make_train_step,
         nll_loss,
@@ -83,7 +82,7 @@ def build(
 
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=test.labels.sharding),
-        jax.eval_shape(lambda: init_state(jax.random.key(0), model, tx)),
+        first_shapes(config),
     )
     # Nobody else holds the state, so the next one may take its memory.
     epoch_program = jax.jit(train_epoch, donate_argnums=0)
@@ -108,6 +107,16 @@ def build(
         return lambda state: programs[part.stop - part.start](state, *inputs)
 
     return Run(state, piece, lambda params: test_program(params, test), place)
+
+
+def first_shapes(config: Any) -> Any:
+    """The first state with shapes and dtypes for arrays."""
+    import jax
+
+    from jaxmnist import MLP, init_state
+
+    model = MLP(config.hidden, log_probs=config.loss == "nll")
+    return jax.eval_shape(lambda: init_state(jax.random.key(0), model, make_optimizer(config)))
 
 
 def draw(config: Any, model: Any, shapes: Any, n: int) -> tuple[Any, Callable[[int], Any]]:

@@ -8,14 +8,15 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import _cli as cli
-from _cli import UsageError
+from _cli import Stopped, UsageError
 from _compile_cache import compile_cache
-from _distributed import together
-from _output import check_out, save
-from _setup import WARNING, build, find_devices, load
+from _distributed import any_process, from_first, together
+from _output import Output
+from _setup import WARNING, build, find_devices, first_shapes, load
+from _signals import Signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +67,20 @@ class Config:
     compile_cache: bool = True
     """Keep compiled programs in the user's cache directory and start faster the next time."""
     out: Path | None = None
-    """New directory for the config, the metrics of each epoch and the weights."""
+    """Directory for the run: its config, metrics, checkpoints and at last its weights."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out, if there is one."""
+    checkpoint_every: int = 1
+    """How far checkpoints are apart."""
+    checkpoint_unit: Literal["epochs", "steps"] = "epochs"
+    """What --checkpoint-every counts. An epoch ends with one in any case if it counts steps."""
+    keep: int = 3
+    """How many checkpoints are kept, the newest."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
-        for name, least in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("seed", 0)):
+        limits = {"epochs": 1, "batch_size": 1, "learning_rate": 0, "seed": 0}
+        for name, least in {**limits, "checkpoint_every": 1, "keep": 1, "timeout": 10}.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 option = name.replace("_", "-")
@@ -95,31 +105,34 @@ class Config:
                 raise ValueError("--coordinator, --processes, --process-id go together")
         if self.distributed and self.devices == 1:
             object.__setattr__(self, "devices", "all")
-        if self.timeout < 10:
-            raise ValueError(f"--timeout must be at least 10 seconds, not {self.timeout}")
+        if self.out is None and (self.resume, self.checkpoint_every, self.keep) != (False, 1, 3):
+            raise ValueError("--resume, --checkpoint-every and --keep need an --out")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"--hidden needs widths of at least 1, not {self.hidden}")
 
 
 def main(config: Config) -> None:
-    """Train, alone or together with other processes."""
-    with together(config) as first:
-        train(config, first)
+    """Train, alone or together with other processes, of which the first writes."""
+    import jax
+
+    # float32 everywhere: by default NVIDIA GPUs multiply in TF32 and TPUs in bfloat16, and the same
+    # seed would train differently there.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    with (
+        together(config) as first,
+        Output(config.out if first else None, config.resume, config.keep) as output,
+    ):
+        train(config, output)
 
 
-def train(config: Config, first: bool) -> None:
-    """Load, compile, train and evaluate, report; write files if this is the first process."""
+def train(config: Config, output: Output) -> None:
+    """Load, compile, train and evaluate, report."""
     import jax
     import tqdm
 
     from jaxmnist import cache, check_finite
 
-    # float32 everywhere: by default NVIDIA GPUs multiply in TF32 and TPUs in bfloat16, and the same
-    # seed would train differently there.
-    jax.config.update("jax_default_matmul_precision", "highest")
     clock = Clock()
-    if first:
-        check_out(config.out)
     device, mesh = find_devices(config)
     data, drawn = load(config)
     n = len(data.train.labels)
@@ -128,47 +141,107 @@ def train(config: Config, first: bool) -> None:
     print(f"Data: {data.source}", flush=True)
     if data.note:
         print(f"Note: {data.note}", file=sys.stderr)
+    steps = -(-n // config.batch_size)  # an epoch
+    options = {**dataclasses.asdict(config), "source": data.source, "drawn_digits": drawn}
+    resumed, losses = resume(config, output, options, steps)
+    pieces = plan(config, steps, resumed.step if resumed else 0)
+    images = [
+        (e, slice(a * config.batch_size, min(b * config.batch_size, n))) for e, a, b in pieces
+    ]
     clock.lap("load")
 
     with compile_cache(cache.cache_dir()) if config.compile_cache else nullcontext():
-        run = build(config, data, device, mesh, {n})
+        run = build(config, data, device, mesh, {part.stop - part.start for _, part in images})
+    state = run.place(resumed) if resumed else run.state
+    following = (run.piece(epoch, part) for epoch, part in images)
+    piece: Any = next(following, None)
     clock.lap("compile")
 
-    state, records = run.state, []
-    train_epoch = run.piece(0, slice(0, n))
-    for epoch in tqdm.tqdm(range(config.epochs), unit="epoch", leave=False, disable=None):
-        state, metrics = train_epoch(state)
-        if epoch + 1 < config.epochs:
-            train_epoch = run.piece(epoch + 1, slice(0, n))  # shuffled while the device trains
-        losses = jax.device_get(metrics["loss"])
-        clock.lap("train")
-        check_finite(losses, first_step=epoch * len(losses))
-        scores = jax.device_get(run.evaluate(state.params))
-        clock.lap("evaluate")
-        record = {
-            "epoch": epoch + 1,
-            "train_loss": float(losses.mean(dtype="float64")),
-            "test_loss": float(scores["loss"]),
-            "test_accuracy": float(scores["accuracy"]),
-        }
-        records.append(record)
-        tqdm.tqdm.write(
-            f"Training loss: {record['train_loss']:.6f}   test loss: {record['test_loss']:.6f}"
-            f"   test accuracy: {record['test_accuracy']:.2%}"
-        )
-        sys.stdout.flush()  # also where the output goes into a file
+    left = len({epoch for epoch, _, _ in pieces})
+    with (
+        Signals(enabled=config.out is not None) as signals,
+        tqdm.tqdm(total=left, unit="epoch", leave=False, disable=None) as bar,
+    ):
+        for epoch, start, stop in pieces:
+            state, metrics = piece(state)
+            piece = next(following, None)  # shuffled while the device trains
+            losses[start:stop] = jax.device_get(metrics["loss"])
+            clock.lap("train")
+            check_finite(losses[start:stop], first_step=epoch * steps + start)
+            if stop == steps:
+                scores = jax.device_get(run.evaluate(state.params))
+                clock.lap("evaluate")
+                output.add(
+                    {
+                        "epoch": epoch + 1,
+                        "train_loss": float(losses.mean(dtype="float64")),
+                        "test_loss": float(scores["loss"]),
+                        "test_accuracy": float(scores["accuracy"]),
+                    }
+                )
+                bar.update()
+                bar.write(describe(output.records[-1]))
+                sys.stdout.flush()  # also where the output goes into a file
+            signal = any_process(config, signals.number)
+            every = config.checkpoint_every if config.checkpoint_unit == "epochs" else 1
+            if signal or piece is None or stop < steps or (epoch + 1) % every == 0:
+                output.save(state, {"losses": losses})
+            if signal and piece is not None:
+                output.settle()
+                done = epoch * steps + stop
+                raise Stopped(signal, f"stopped and saved after step {done:,}; --resume goes on")
 
-    if config.out and first:
-        options = {**dataclasses.asdict(config), "source": data.source}
-        save(config.out, options, records, state.params)
+    output.finish(state.params)
     devices = f"{device.device_kind} ({device.platform})"
     if mesh is not None:
         devices = f"{mesh.size} devices, each {devices}"
-    report(config, data.source, drawn, devices, n, len(losses), clock)
+    trained = sum(part.stop - part.start for _, part in images)
+    report(config, data.source, drawn, devices, trained, steps, clock)
+
+
+def resume(config: Config, output: Output, options: dict[str, Any], steps: int) -> tuple[Any, Any]:
+    """The state to go on from, or None, and the losses of the steps of its epoch."""
+    import jax
+    import numpy as np
+
+    losses = np.zeros(steps, np.float32)
+    if config.out is None:
+        return None, losses
+    like = first_shapes(config)
+    found = output.begin(options, like)
+    if found is None:
+        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    else:
+        state, losses[:] = found.state, found.arrays["losses"]
+    state, losses = from_first(config, (state, losses))
+    if state.step == 0:
+        return None, losses
+    for record in output.records:
+        print(describe(record))
+    print(f"Resumed from {config.out} after step {state.step:,}", flush=True)
+    return state, np.array(losses)
+
+
+def plan(config: Config, steps: int, done: int) -> list[tuple[int, int, int]]:
+    """The pieces that are left to train: epoch, first step in it, the one behind the last."""
+    size = config.checkpoint_every if config.checkpoint_unit == "steps" else steps
+    return [
+        (epoch, start, min(start + size, steps))
+        for epoch in range(done // steps, config.epochs)
+        for start in range(done % steps if epoch == done // steps else 0, steps, size)
+    ]
+
+
+def describe(record: dict[str, float]) -> str:
+    """A line about an epoch."""
+    return (
+        f"Training loss: {record['train_loss']:.6f}   test loss: {record['test_loss']:.6f}"
+        f"   test accuracy: {record['test_accuracy']:.2%}"
+    )
 
 
 def report(
-    config: Config, source: str, drawn: bool, devices: str, n: int, steps: int, clock: Clock
+    config: Config, source: str, drawn: bool, devices: str, images: int, steps: int, clock: Clock
 ) -> None:
     """The closing summary."""
     seconds = clock.seconds
@@ -176,9 +249,12 @@ def report(
     epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
     print(f"  {epochs} of {steps} steps on {devices}")
     print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
-    print(f"  {config.epochs * n / seconds['train']:,.0f} images per second in training")
+    if images:
+        print(f"  {images / seconds['train']:,.0f} images per second in training")
+    else:
+        print("  nothing was left to train; --epochs above this trains on")
     if config.out:
-        print(f"  config, metrics and weights in {config.out}")
+        print(f"  config, metrics, checkpoints and weights in {config.out}")
     if drawn:
         print(WARNING)
 

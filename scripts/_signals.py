@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM that wait until what is being done can be saved."""
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+
+
+class Signals:
+    """Within it the first SIGINT or SIGTERM only sets `number`; a second one ends the process."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.number = 0
+        self._numbers = (signal.SIGINT, signal.SIGTERM) if enabled else ()
+
+    def __enter__(self) -> "Signals":
+        """Take the signals over."""
+        self._before = [signal.signal(number, self._handle) for number in self._numbers]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in zip(self._numbers, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        print("stopping as soon as it is saved; once more ends at once", file=sys.stderr)
