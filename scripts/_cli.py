@@ -17,7 +17,8 @@ except ModuleNotFoundError as missing:
     )
 
 Config = TypeVar("Config")
-EXTRAS = {"matplotlib": "plots"}  # optional packages, and the extra that brings each
+# Optional packages, and the extra that brings each.
+EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard"}
 
 
 class UsageError(Exception):
@@ -44,6 +45,9 @@ def run(main: Callable[[Config], None], config_type: type[Config], description: 
         _run(main, _parse(config_type, description))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     gc.freeze()  # nor is there any to be found in all that when the interpreter ends
     sys.exit(0)
 
@@ -65,13 +69,12 @@ def _run(main: Callable[[Config], None], config: Config) -> None:
         _fail(str(stop), stop.code)
     except JaxmnistError as error:
         _fail(str(error), 1)
-    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
         _fail(f"this needs {error.name}: pip install 'jaxmnist[{EXTRAS[error.name]}]'", 1)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 1)
@@ -84,6 +87,7 @@ def _parse(config_type: type[Config], description: str) -> Config:
             return tyro.cli(config_type, description=description)
     except SystemExit as stop:
         if stop.code == 0:
+            sys.stdout.flush()
             raise
         # tyro draws its errors as a box: the message, a rule, then hints.
         lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import _cli as cli
 
@@ -73,7 +74,7 @@ class Config:
     """How many are killed inside the writing of a checkpoint."""
     seed: int = 0
     """Makes the moments."""
-    dataset: str = "auto"
+    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
     """What to train on, as in scripts/train.py."""
 
     def __post_init__(self) -> None:
@@ -96,9 +97,8 @@ def main(config: Config) -> None:
         started = time.perf_counter()
         whole = finish([sys.executable, str(TRAIN), *options, "--out", str(root / "expected")])
         seconds, expected = time.perf_counter() - started, ending(root / "expected")
-        results: Counter[tuple[str, bool]] = Counter()
+        killed: Counter[str] = Counter()
         kinds = ["at a random moment"] * config.random + ["writing a checkpoint"] * config.writing
-        killed = 0
         for number, kind in enumerate(tqdm.tqdm(kinds, unit="run", leave=False, disable=None)):
             out = root / str(number)
             command = [sys.executable, str(TRAIN), *options, "--out", str(out)]
@@ -109,18 +109,15 @@ def main(config: Config) -> None:
                 code = subprocess.run(first, capture_output=True).returncode
             else:
                 code = kill_after(command, rng.uniform(0, seconds))
-            killed += code == -9
+            killed[kind] += code == -9
             printed = finish(command)
-            same = ending(out) == expected and losses(printed) == losses(whole)
-            results[kind, same] += 1
-            if not same:
+            if ending(out) != expected or losses(printed) != losses(whole):
                 raise JaxmnistError(f"run {number}, killed {kind}, ended otherwise")
-    print("| killed with SIGKILL | runs | resumed, bit-equal at the end |")
-    print("| --- | --- | --- |")
+    print("| killed with SIGKILL | runs | still running then | bit-equal at the end |")
+    print("| --- | --- | --- | --- |")
     for kind in dict.fromkeys(kinds):
-        total = results[kind, True] + results[kind, False]
-        print(f"| {kind} | {total} | {results[kind, True]} |")
-    print(f"\n{killed} of {len(kinds)} were still running when the kill came.")
+        total = kinds.count(kind)
+        print(f"| {kind} | {total} | {killed[kind]} | {total} |")
 
 
 def kill_after(command: list[str], seconds: float) -> int:
