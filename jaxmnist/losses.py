@@ -72,7 +72,7 @@ def cross_entropy(
     return nll_loss(jax.nn.log_softmax(logits), labels, where=where, reduction=reduction)
 
 
-def check_shapes(scores: Any, labels: tuple[int, ...]) -> None:
+def check_shapes(scores: Any, labels: tuple) -> None:
     """Raise unless a model's output has a row of scores for each of the labels of this shape."""
     shape = getattr(scores, "shape", ())
     if len(shape) != 2 or labels != shape[:1]:

@@ -72,13 +72,16 @@ def share_epoch(
         if all do.
 
     Raises:
-        ValueError: a batch has fewer images than the mesh has devices.
+        ValueError: a batch has fewer images than the mesh has devices, or an index is outside.
     """
     if batch_size < mesh.size:
         raise ValueError(
             f"a batch of {batch_size} cannot be shared out over {mesh.size} devices: "
             "let the batch be at least as large as the mesh"
         )
+    order = np.asarray(order)
+    if order.size and not 0 <= order.min() <= order.max() < len(dataset.labels):
+        raise ValueError(f"order reaches outside the dataset's 0..{len(dataset.labels) - 1}")
     steps, width = -(-len(order) // batch_size), -(-batch_size // mesh.size) * mesh.size
     filled = np.full((steps * batch_size,), -1)
     filled[: len(order)] = order

@@ -203,7 +203,7 @@ def train(
     Args:
         key: makes the initial parameters and the order of every epoch.
         dataset: what to train on. Pass it into your jitted function as an argument: as a constant
-            it makes compiling several times slower.
+            it makes compiling slower.
         model: any Linen module, or another pair of `init` and `apply`.
         tx: any optax optimizer.
         epochs: how often every image is seen.

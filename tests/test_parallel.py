@@ -115,6 +115,12 @@ def test_a_process_loads_only_its_share():
     assert batches.labels.shape == (2, 64)
 
 
+@pytest.mark.parametrize("index", [-1, 900])
+def test_an_order_that_reaches_outside(index):
+    with pytest.raises(ValueError, match=r"outside the dataset's 0\.\.899"):
+        parallel.share_epoch(dataset(), np.array([0, index]), 2, parallel.make_mesh(1))
+
+
 def test_more_devices_than_there_are():
     with pytest.raises(JaxmnistError, match=r"99 devices are asked for, but JAX finds 1 \(cpu\)"):
         parallel.make_mesh(99)
