@@ -4,12 +4,13 @@ Both are timed against the scanned epoch of one model, after compiling, and must
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from _job import BATCH, RATE, load
@@ -23,10 +24,16 @@ from jaxmnist import (
     init_state,
     make_train_epoch,
     make_train_step,
+    train,
 )
+from jaxmnist.sweep import compile_sweep, grid, run_sweep
 
 EPOCHS = 2
 POPULATIONS = {"cpu": (8,), "gpu": (8, 32, 1024)}
+
+# Each core a device, for the models that are trained at once; what trains one uses the first only.
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+jax.config.update("jax_num_cpu_devices", cores)
 
 images, labels, *_ = load()
 host = Dataset(images.reshape(-1, 28, 28), labels)
@@ -78,6 +85,12 @@ def loop(state: TrainState) -> Any:
     return np.mean(jax.device_get(losses))
 
 
+def member(key: jax.Array, rate: jax.Array, dataset: Dataset) -> jax.Array:
+    """The whole training of one of many models; gives the mean loss of the last epoch."""
+    _, metrics = train(key, dataset, model, optax.sgd(rate), epochs=EPOCHS, batch_size=BATCH)
+    return metrics["loss"][-1].mean()
+
+
 key = jax.random.key(0)
 states = [jax.jit(init)(key) for _ in range(4)]
 for size in (BATCH, n % BATCH):  # compiles both sizes
@@ -93,11 +106,8 @@ result: dict[str, Any] = {
     "loop_to_scan": loop_seconds / scan_seconds,
 }
 for size in POPULATIONS.get(jax.default_backend(), (8,)):
-    keys = jnp.stack([jax.random.key(seed) for seed in range(size)])
-    population = jax.jit(jax.vmap(init))(keys)
-    many = jax.jit(jax.vmap(one_epoch, in_axes=(0, None, 0, None)), donate_argnums=0)
-    compiled = many.lower(population, dataset, keys, 0).compile()
-    seconds, losses = timed(scanned(compiled, population, keys))
+    sweep = compile_sweep(member, grid([RATE], range(size)), host)
+    seconds, losses = timed(partial(run_sweep, sweep))
     np.testing.assert_allclose(losses[0], scan_loss, rtol=1e-3)
     result[f"models_{size}_us_per_step"] = seconds / size / steps * 1e6
     result[f"models_{size}_to_scan"] = seconds / size / scan_seconds

@@ -1,0 +1,132 @@
+"""A trained model for other programs: safetensors, StableHLO, ONNX, or a page to draw digits on.
+
+Each function takes the parameters of an `MLP` and gives a file's content; to write it is the
+caller's. The two programs, StableHLO and ONNX, have the notebook's transforms inside: images
+uint8 `[n, 28, 28]` in, from 0 for background to 255 for ink as in MNIST, logits float32 `[n, 10]`
+out, for any n from 1. JAX's export and onnx are an extra, `pip install 'jaxmnist[export]'`, and are
+imported when used.
+"""
+
+import base64
+import importlib.resources
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmnist.errors import DataError
+from jaxmnist.model import MLP
+from jaxmnist.torch_compat import to_state_dict
+from jaxmnist.transforms import preprocess
+from jaxmnist.types import Params
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # what the StableHLO program is lowered for
+
+
+def layer_sizes(params: Params) -> tuple[int, ...]:
+    """The width of each layer from the pixels to the scores, for instance (784, 128, 64, 10).
+
+    Raises a DataError where `params` is not an MLP's from 784 pixels to 10 scores, or not finite.
+    """
+    state_dict = to_state_dict(params)
+    for name, value in state_dict.items():
+        if not np.isfinite(value).all():
+            raise DataError(f"{name} holds numbers that are not finite")
+    weights = [value for name, value in state_dict.items() if name.endswith(".weight")]
+    sizes = (weights[0].shape[1], *(len(weight) for weight in weights))
+    if (sizes[0], sizes[-1]) != (784, 10):
+        raise DataError(
+            f"the model takes {sizes[0]} numbers and gives {sizes[-1]}; "
+            "what is exported takes the 784 pixels of an image and gives 10 scores"
+        )
+    return sizes
+
+
+def to_safetensors(params: Params) -> bytes:
+    """The weights as a safetensors file, under the names that `torch.nn.Sequential` gives them.
+
+    `model.load_state_dict(safetensors.torch.load_file(path))` loads it into
+    `Sequential(Linear(784, 128), ReLU(), Linear(128, 64), ReLU(), Linear(64, 10))`. No transform is
+    in it. Raises a DataError as `layer_sizes` does.
+    """
+    import safetensors.numpy
+
+    layer_sizes(params)
+    return safetensors.numpy.save(to_state_dict(params))
+
+
+def to_stablehlo(params: Params) -> bytes:
+    """The model as a StableHLO program that JAX alone loads and calls, on CPU, GPU and TPU.
+
+    `jax.export.deserialize(content).call(images)` gives the logits. Matrix products in it are asked
+    for in full float32, whatever the device and the flags where it runs. It names the Python files
+    that it was traced from, unless `jax_traceback_in_locations_limit` is 0. For how long JAX reads
+    it: https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees. Raises a
+    DataError as `layer_sizes` does.
+    """
+    import flatbuffers  # noqa: F401  (jax.export needs it, and without it names no extra)
+    from jax import export
+
+    model = MLP(layer_sizes(params)[1:-1])
+    images = jax.ShapeDtypeStruct(export.symbolic_shape("n, 28, 28"), np.uint8)
+
+    def logits(images: jax.Array) -> Any:
+        return model.apply(params, preprocess(images))
+
+    with jax.default_matmul_precision("highest"):
+        program = export.export(jax.jit(logits), platforms=PLATFORMS)(images)
+    return bytes(program.serialize())
+
+
+def to_onnx(params: Params) -> bytes:
+    """The model as an ONNX graph, opset 17: input "images", output "logits".
+
+    `onnxruntime.InferenceSession(path).run(None, {"images": images})` gives `[logits]`. Weights
+    bear their PyTorch names. Raises a DataError as `layer_sizes` does.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    layer_sizes(params)
+    state_dict = to_state_dict(params)
+    constants = {"255": np.float32(255), "0.5": np.float32(0.5), **state_dict}
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["pixels"], axis=1),
+        helper.make_node("Cast", ["pixels"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["grey", "255"], ["share"]),  # ToTensor
+        helper.make_node("Sub", ["share", "0.5"], ["shifted"]),  # Normalize((0.5,), (0.5,))
+        helper.make_node("Div", ["shifted", "0.5"], ["x0"]),
+    ]
+    last = len(state_dict) // 2 - 1
+    for k in range(last + 1):
+        inputs, output = [f"x{k}", f"{2 * k}.weight", f"{2 * k}.bias"], f"linear{k}"
+        if k == last:
+            output = "logits"
+        nodes.append(helper.make_node("Gemm", inputs, [output], transB=1))
+        if k < last:
+            nodes.append(helper.make_node("Relu", [output], [f"x{k + 1}"]))
+    graph = helper.make_graph(
+        nodes,
+        "jaxmnist",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 28, 28])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 17)]  # of 2022: older runtimes read it too
+    model = helper.make_model_gen_version(graph, opset_imports=opsets, producer_name="jaxmnist")
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def to_page(params: Params) -> str:
+    """The model as one HTML page, a sketchpad that says what it sees while one draws.
+
+    The page holds the weights and all its code, which is `page.html` beside this file, and needs no
+    server and no network. Raises a DataError as `layer_sizes` does.
+    """
+    sizes = layer_sizes(params)
+    arrays = to_state_dict(params).values()  # a layer's weight, its bias, the next layer's weight
+    content = b"".join(value.astype("<f4").tobytes() for value in arrays)
+    page = importlib.resources.files("jaxmnist").joinpath("page.html").read_text("utf-8")
+    page = page.replace("{{sizes}}", "-".join(map(str, sizes)))
+    return page.replace("{{weights}}", base64.encodebytes(content).decode())
