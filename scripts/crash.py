@@ -145,7 +145,7 @@ def ending(out: Path) -> tuple[bytes, str, dict[str, bytes]]:
     state = load_file(max(out.glob("checkpoint-*.safetensors")))
     return (
         (out / "weights.safetensors").read_bytes(),
-        (out / "metrics.jsonl").read_text(),
+        (out / "metrics.jsonl").read_text() + (out / "steps.jsonl").read_text(),
         {name: array.tobytes() for name, array in state.items()},
     )
 

@@ -1,4 +1,4 @@
-"""Draw the README's pictures: the loss curve of the notebook's run, and a grid of drawn digits."""
+"""Draw the README's pictures: what the notebook's run comes to, and a grid of drawn digits."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Config:
 def main(config: Config) -> None:
     """Train as the notebook does and draw."""
     import jax
+    import matplotlib.figure  # noqa: F401  (missed now, and not when all is trained)
     import numpy as np
     import optax
 
@@ -34,8 +35,15 @@ def main(config: Config) -> None:
         load_mnist,
         make_train_epoch,
         make_train_step,
+        preprocess,
     )
-    from jaxmnist.plots import digit_grid, loss_curve
+    from jaxmnist.plots import (
+        confident_mistakes,
+        confusion_matrix,
+        digit_grid,
+        loss_curve,
+        mistake_grid,
+    )
     from jaxmnist.synthetic import load_synthetic
 
     train, test = jax.device_put(load_mnist(config.data_dir))
@@ -56,11 +64,20 @@ def main(config: Config) -> None:
         )
     drawn, _ = load_synthetic(config.seed)
     rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
-    curve, grid = loss_curve(np.stack(losses), records), digit_grid(np.stack(rows))
+    images, labels = jax.device_get(test)
+    logits = jax.jit(lambda params: model.apply(params, preprocess(test.images)))(state.params)
+    chances = np.asarray(jax.nn.softmax(logits))
+    worst = confident_mistakes(chances, labels)
+    figures = {
+        "loss.png": loss_curve(np.stack(losses), records),
+        "confusion.png": confusion_matrix(np.asarray(scores["confusion"])),
+        "mistakes.png": mistake_grid(images[worst], chances[worst], labels[worst]),
+    }
     config.out.mkdir(parents=True, exist_ok=True)
-    curve.savefig(config.out / "loss.png", dpi=110)
-    grid.savefig(config.out / "drawn_digits.png", dpi=100)
-    print(f"loss.png and drawn_digits.png are in {config.out}")
+    for name, figure in figures.items():
+        figure.savefig(config.out / name, dpi=110)
+    digit_grid(np.stack(rows)).savefig(config.out / "drawn_digits.png", dpi=100)
+    print(f"{', '.join(figures)} and drawn_digits.png are in {config.out}")
 
 
 if __name__ == "__main__":

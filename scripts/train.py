@@ -76,6 +76,10 @@ class Config:
     """What --checkpoint-every counts. An epoch ends with one in any case if it counts steps."""
     keep: int = 3
     """How many checkpoints are kept, the newest."""
+    plots: bool = False
+    """Draw pictures of the finished run into --out: losses, confusion, mistakes, weights."""
+    tensorboard: bool = False
+    """Write losses and accuracies for TensorBoard too, into --out's directory tensorboard."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
@@ -107,6 +111,8 @@ class Config:
             object.__setattr__(self, "devices", "all")
         if self.out is None and (self.resume, self.checkpoint_every, self.keep) != (False, 1, 3):
             raise ValueError("--resume, --checkpoint-every and --keep need an --out")
+        if self.out is None and (self.plots or self.tensorboard):
+            raise ValueError("--plots and --tensorboard need an --out")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"--hidden needs widths of at least 1, not {self.hidden}")
 
@@ -120,7 +126,13 @@ def main(config: Config) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     with (
         together(config) as first,
-        Output(config.out if first else None, config.resume, config.keep) as output,
+        Output(
+            config.out if first else None,
+            config.resume,
+            config.keep,
+            config.plots,
+            config.tensorboard,
+        ) as output,
     ):
         train(config, output)
 
@@ -168,12 +180,14 @@ def train(config: Config, output: Output) -> None:
             losses[start:stop] = jax.device_get(metrics["loss"])
             clock.lap("train")
             check_finite(losses[start:stop], first_step=epoch * steps + start)
+            output.add_steps(epoch * steps + start + 1, losses[start:stop])
             if stop == steps:
                 scores = jax.device_get(run.evaluate(state.params))
                 clock.lap("evaluate")
                 output.add(
                     {
                         "epoch": epoch + 1,
+                        "step": (epoch + 1) * steps,
                         "train_loss": float(losses.mean(dtype="float64")),
                         "test_loss": float(scores["loss"]),
                         "test_accuracy": float(scores["accuracy"]),
@@ -192,6 +206,9 @@ def train(config: Config, output: Output) -> None:
                 raise Stopped(signal, f"stopped and saved after step {done:,}; --resume goes on")
 
     output.finish(state.params)
+    if config.plots:
+        output.draw(data.test)
+        clock.lap("draw")
     devices = f"{device.device_kind} ({device.platform})"
     if mesh is not None:
         devices = f"{mesh.size} devices, each {devices}"
@@ -214,12 +231,13 @@ def resume(config: Config, output: Output, options: dict[str, Any], steps: int) 
     else:
         state, losses[:] = found.state, found.arrays["losses"]
     state, losses = from_first(config, (state, losses))
+    losses = np.array(losses)  # those of another process cannot be written to
     if state.step == 0:
         return None, losses
     for record in output.records:
         print(describe(record))
     print(f"Resumed from {config.out} after step {state.step:,}", flush=True)
-    return state, np.array(losses)
+    return state, losses
 
 
 def plan(config: Config, steps: int, done: int) -> list[tuple[int, int, int]]:

@@ -30,6 +30,8 @@ def test_the_examples_run(capsys, monkeypatch):
     for example in examples:
         exec(example.replace("(938,)", "(101,)"), here)
         printed.append(numbers(capsys.readouterr().out))
+    assert printed.pop(1) == []  # the one that logs
+    assert [entry["step"] for entry in here["log"]] == list(range(1, 102))
     loop, epoch, ensemble, slope, norms, curvature, own, mesh = printed
 
     mean_loss, accuracy = loop

@@ -21,8 +21,8 @@ def ending(out):
     """Weights, metrics and the whole state: all that must be equal, to the bit."""
     newest = load_file(max(out.glob("checkpoint-*.safetensors")))
     state = {name: array.tobytes() for name, array in newest.items()}
-    weights, metrics = (out / "weights.safetensors"), (out / "metrics.jsonl")
-    return weights.read_bytes(), metrics.read_text(), state
+    names = ("weights.safetensors", "metrics.jsonl", "steps.jsonl")
+    return *((out / name).read_bytes() for name in names), state
 
 
 def told(stdout):
