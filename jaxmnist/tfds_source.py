@@ -173,7 +173,9 @@ def download(
 
 
 def _not_downloaded(url: str, reason: str) -> DataNotFoundError:
-    return DataNotFoundError(f"{url}: {reason}; check the network and the proxy settings")
+    local = reason.startswith("OSError: [Errno ")  # requests' errors have names of their own
+    what = "the space for temporary files" if local else "the network and the proxy settings"
+    return DataNotFoundError(f"{url}: {reason}; check {what}")
 
 
 def _run_child(base_url: str, directory: str, progress: bool, stall_seconds: float) -> None:

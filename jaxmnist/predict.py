@@ -1,0 +1,70 @@
+"""A drawing of a digit as an MNIST image.
+
+MNIST's own making (Y. LeCun, http://yann.lecun.com/exdb/mnist/): a digit is scaled to fit into a
+20x20 box with its aspect ratio kept, anti-aliased, and placed so that its centre of mass is the
+centre of the 28x28 image, by whole pixels.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+SIDE = 28  # pixels of an MNIST image
+BOX = 20  # pixels of a digit's longer side in it
+FAINT = 0.25  # ink below this share of the darkest does not count for a digit's extent
+
+
+def centre(ink: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
+    """Ink, on paper that is 0, as an image by MNIST's conventions. Pure.
+
+    The rule, in float64. Pixel `[i, j]` is the square from `(i, j)` to `(i + 1, j + 1)`, and
+    `round(x)` is `floor(x + 0.5 + 1e-6)`: halves go up, whatever the last bits are.
+
+    1. The extent: rows `y0 <= i < y1` and columns `x0 <= j < x1`, the smallest rectangle with
+       every pixel of at least `FAINT` times the largest one.
+    2. The scale: `s = max(y1 - y0, x1 - x0) / 20` old pixels are one new pixel.
+    3. The centre of mass of all ink: `cy = sum(ink[i, j] * (i + 0.5)) / sum(ink)`, `cx` alike.
+    4. The place: the extent's upper left corner becomes that of the new pixel `[top, left]`, with
+       `top = round(14.5 - (cy - y0) / s)`, so that the centre of mass lies in the middle of new
+       pixel 14, give or take half of one; limited to `0 .. 28 - round((y1 - y0) / s)` so that the
+       extent stays inside. `left` alike, with `cx`, `x0` and `x1`.
+    5. The pixels: new pixel `[r, c]` is the mean ink of the square that it covers, rows
+       `y0 + (r - top) * s` to `y0 + (r - top + 1) * s` and columns alike, where old pixels count
+       by the part of them inside, and outside of the old image there is no ink.
+    6. The grey levels: `round(255 * pixel / max(pixels))`.
+
+    An MNIST image comes back as it is, but for one whose largest grey level is 254.
+
+    Raises:
+        ValueError: there is no ink, or a value is negative or not finite.
+    """
+    if not (ink.size and np.isfinite(ink).all() and ink.min() >= 0 and ink.max() > 0):
+        raise ValueError("ink must be finite, at least 0, and above 0 somewhere")
+    ink = ink.astype(np.float64)
+    inside = ink >= FAINT * ink.max()
+    extents = [(np.flatnonzero(inside.any(axis))[[0, -1]] + [0, 1]).tolist() for axis in (1, 0)]
+    scale = max(end - start for start, end in extents) / BOX
+    rows, columns = (
+        _windows(ink.sum(axis), start, end, scale)
+        for axis, (start, end) in zip((1, 0), extents, strict=True)
+    )
+    pixels = rows @ ink @ columns.T
+    return np.floor(pixels * (255 / pixels.max()) + (0.5 + 1e-6)).astype(np.uint8)
+
+
+def _windows(
+    mass: Float64[np.ndarray, " n"], start: int, end: int, scale: float
+) -> Float64[np.ndarray, "28 n"]:
+    """Along one axis, the share that each old pixel has in each new one; `mass` is its ink."""
+    old = np.arange(len(mass))
+    centre = mass @ (old + 0.5) / mass.sum()
+    most = SIDE - _round((end - start) / scale)
+    first = min(max(_round(SIDE / 2 + 0.5 - (centre - start) / scale), 0), most)
+    edges = start + (np.arange(SIDE + 1)[:, None] - first) * scale
+    overlap = np.minimum(edges[1:], old + 1) - np.maximum(edges[:-1], old)
+    return np.maximum(overlap, 0) / scale
+
+
+def _round(x: float) -> int:
+    return math.floor(x + 0.5 + 1e-6)
