@@ -1,18 +1,68 @@
-"""A drawing of a digit as an MNIST image.
+"""Any picture of a digit as an MNIST image, and what a model makes of it.
 
-MNIST's own making (Y. LeCun, http://yann.lecun.com/exdb/mnist/): a digit is scaled to fit into a
-20x20 box with its aspect ratio kept, anti-aliased, and placed so that its centre of mass is the
-centre of the 28x28 image, by whole pixels.
+MNIST's own making (Y. LeCun, http://yann.lecun.com/exdb/mnist/): black and white digits were scaled
+to fit into a 20x20 box with their aspect ratio kept, anti-aliased, and placed so that the centre of
+mass is the centre of the 28x28 image. `centre` does that to ink; `jaxmnist.ink` finds the ink.
 """
 
 import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Array, Float, Float32, Float64, UInt8
+
+from jaxmnist.errors import DataError
+from jaxmnist.export import layer_sizes
+from jaxmnist.ink import BOX, ink_of, read_picture
+from jaxmnist.model import MLP
+from jaxmnist.torch_compat import load_weights
+from jaxmnist.transforms import preprocess
+from jaxmnist.types import AnyArray, ApplyFn, Params
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIDE = 28  # pixels of an MNIST image
-BOX = 20  # pixels of a digit's longer side in it
 FAINT = 0.25  # ink below this share of the darkest does not count for a digit's extent
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[MLP, Params]:
+    """The model whose weights are in a file, or in a directory of `scripts/train.py --out`.
+
+    The hidden sizes are read from the weights. One trained with a log-softmax head is given
+    without it, which makes no difference to its probabilities: softmax(log_softmax(x)) is
+    softmax(x). Raises a DataError where it is missing, damaged or no model of 28x28 digits.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "weights.safetensors"
+    params = load_weights(path)
+    try:
+        return MLP(layer_sizes(params)[1:-1]), params
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def predict(
+    apply_fn: ApplyFn, params: Params, images: UInt8[AnyArray, "n 28 28"]
+) -> Float[Array, "n classes"]:
+    """The probability of each class; a row sums to 1. Pure."""
+    return jax.nn.softmax(apply_fn(params, preprocess(images)))
+
+
+def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "28 28"]:
+    """The digit in a picture file as an MNIST image, white (255) on black (0).
+
+    Raises a DataError where the file cannot be read, as `read_picture`, or shows nothing.
+    """
+    ink = ink_of(read_picture(path))
+    if not ink.any():
+        raise DataError(f"{path}: blank: nothing in it stands out from its background")
+    return centre(ink)
 
 
 def centre(ink: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
@@ -68,3 +118,39 @@ def _windows(
 
 def _round(x: float) -> int:
     return math.floor(x + 0.5 + 1e-6)
+
+
+def probability_figure(
+    images: UInt8[np.ndarray, "n 28 28"],
+    probabilities: Float[np.ndarray, "n classes"],
+    names: Sequence[str] | None = None,
+) -> "Figure":
+    """Each image beside its probabilities; grey and transparent, for light and dark pages."""
+    from matplotlib.figure import Figure
+
+    grey = "#7f8790"
+    columns = round(math.sqrt(len(images) / 2)) or 1
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(6 * columns, 2.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=(1, 1.7) * columns)
+    pairs = grid.reshape(-1, 2)
+    for (left, right), image, row, name in zip(
+        pairs, images, probabilities, names or [""] * len(images), strict=False
+    ):
+        left.imshow(image, cmap="gray", vmin=0, vmax=255)
+        left.set_axis_off()
+        short = name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
+        left.set_title(short, fontsize=9, color=grey, parse_math=False)
+        colours = ["#3b82c4"] * len(row)
+        colours[row.argmax()] = "#e8710a"
+        bars = right.barh(np.arange(len(row)), row, color=colours)
+        right.bar_label(bars, [f"{p:.1%}" for p in row], padding=3, fontsize=7, color=grey)
+        right.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), yticks=range(len(row)), ylim=(9.6, -0.6))
+        right.set_xlabel("probability", color=grey, fontsize=9)
+        right.set_ylabel("digit", color=grey, fontsize=9)
+        right.tick_params(colors=grey, labelsize=8)
+        right.spines[["top", "right"]].set_visible(False)
+        right.spines[["left", "bottom"]].set_color(grey)
+    for axes in pairs[len(images) :].ravel():
+        axes.set_axis_off()
+    return figure

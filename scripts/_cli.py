@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import io
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -89,13 +90,16 @@ def _parse(config_type: type[Config], description: str) -> Config:
         if stop.code == 0:
             sys.stdout.flush()
             raise
-        # tyro draws its errors as a box: the message, a rule, then hints.
+        # tyro draws its errors as a box: a title, the message, a rule, then hints. Where the
+        # terminal has no lines, they are of hyphens, and a rule comes before the message too.
         lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
-        message = lines[: next((i for i, line in enumerate(lines) if set(line) <= {"─"}), None)]
+        parts = itertools.groupby(lines, key=lambda line: set(line) <= set("─-"))
+        message = next((list(part) for is_rule, part in parts if not is_rule), ["wrong usage"])
         _fail(f"{' '.join(message)} (see --help)", 2)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    one_line = " ".join(message.split())
+    # An option's value or a file's name may hold what would do something to the terminal.
+    one_line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
     sys.exit(code)

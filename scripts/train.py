@@ -86,7 +86,7 @@ class Config:
         limits = {"epochs": 1, "batch_size": 1, "learning_rate": 0, "seed": 0}
         for name, least in {**limits, "checkpoint_every": 1, "keep": 1, "timeout": 10}.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= least):
+            if not least <= value < math.inf:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} must be at least {least}, not {value}")
         if self.seed >= 2**32:
@@ -154,6 +154,8 @@ def train(config: Config, output: Output) -> None:
     if data.note:
         print(f"Note: {data.note}", file=sys.stderr)
     steps = -(-n // config.batch_size)  # an epoch
+    if config.epochs * steps >= 2**31:  # the state counts them in 32 bits
+        raise UsageError(f"--epochs {config.epochs} of {steps} steps are 2**31 steps or more")
     options = {**dataclasses.asdict(config), "source": data.source, "drawn_digits": drawn}
     resumed, losses = resume(config, output, options, steps)
     pieces = plan(config, steps, resumed.step if resumed else 0)

@@ -1,0 +1,161 @@
+"""Ways to damage a file. Each takes a random generator and a file's bytes and gives others."""
+
+import json
+import random
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    "",
+    "\n\x1b[31m",
+    "1",
+    -1,
+    0.5,
+    2,
+    1e300,
+    2**63,
+    2**64,
+    [],
+    {},
+    [[]],
+    [2**40] * 3,
+)
+
+
+def flip(rng: random.Random, content: bytes) -> bytes:
+    """One to eight flipped bits."""
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 8) if content else 0):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def truncate(rng: random.Random, content: bytes) -> bytes:
+    """The file ends early."""
+    return content[: rng.randint(0, len(content))]
+
+
+def grow(rng: random.Random, content: bytes) -> bytes:
+    """Something follows the file's end."""
+    n = rng.choice((1, 8, 100, 5000))
+    return content + rng.choice((bytes(n), rng.randbytes(n), content[:n]))
+
+
+def zero(rng: random.Random, content: bytes) -> bytes:
+    """A part holds zeros, as after a power cut."""
+    start, end = _slice(rng, content)
+    return content[:start] + bytes(end - start) + content[end:]
+
+
+def swap(rng: random.Random, content: bytes) -> bytes:
+    """Two parts in each other's place."""
+    a, b, c = sorted(rng.randint(0, len(content)) for _ in range(3))
+    return content[:a] + content[b:c] + content[a:b] + content[c:]
+
+
+def repeat(rng: random.Random, content: bytes) -> bytes:
+    """A part twice, or not at all."""
+    start, end = _slice(rng, content)
+    return content[:start] + content[start:end] * rng.choice((0, 2)) + content[end:]
+
+
+ANYWHERE: tuple[Mutation, ...] = (flip, truncate, grow, zero, swap, repeat)
+
+
+def damage(rng: random.Random, content: bytes, mutations: Sequence[Mutation]) -> bytes:
+    """One to three of the mutations, one after the other."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        content = rng.choice(mutations)(rng, content)
+    return content
+
+
+def edit_idx(rng: random.Random, content: bytes) -> bytes:
+    """Another magic number, type, count of dimensions or size in the header of a raw IDX file."""
+    changed = bytearray(content)
+    if rng.random() < 0.3:
+        changed[rng.randrange(4) : 4] = bytes([rng.choice((0, 1, 3, 8, 9, 13, 14, 255))])
+    else:
+        at = 4 * rng.randint(0, 3)
+        old = int.from_bytes(changed[at : at + 4], "big")
+        new = rng.choice((*NUMBERS, old + 1, old - 1, old << 8, rng.getrandbits(32)))
+        changed[at : at + 4] = struct.pack(">I", new & 0xFFFFFFFF)
+    return bytes(changed)
+
+
+def edit_safetensors(rng: random.Random, content: bytes) -> bytes:
+    """Another value somewhere in the header's JSON, or another length of it."""
+    length = int.from_bytes(content[:8], "little")
+    if rng.random() < 0.1:
+        length = rng.choice((*NUMBERS, length + 1, length - 1, 10**8, 2**63, 2**64 - 1))
+        return struct.pack("<Q", length % 2**64) + content[8:]
+    try:
+        header = json.loads(content[8 : 8 + length])
+    except (ValueError, RecursionError):
+        return content
+    text = _edit_text(rng, json.dumps(_edit_json(rng, header), separators=(",", ":")))
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def edit_metadata(rng: random.Random, content: bytes) -> bytes:
+    """Another value in the JSON that a checkpoint's metadata holds as a string."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        (key,) = header["__metadata__"]
+        header["__metadata__"][key] = json.dumps(
+            _edit_json(rng, json.loads(header["__metadata__"][key]))
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return content
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def _edit_json(rng: random.Random, value: Any) -> Any:
+    """`value` with one change, in it or in something that it holds."""
+    if rng.random() < 0.15 or not (isinstance(value, dict | list) and value):
+        if isinstance(value, int) and rng.random() < 0.7:
+            return rng.choice((*NUMBERS, value + 1, value - 1, value * 2, -value, 2**63, 2**64))
+        if isinstance(value, str) and rng.random() < 0.7:
+            return rng.choice(("F64", "F16", "BF16", "I32", "U8", "BOOL", "C64", "F8_E4M3", "F4"))
+        return rng.choice(ODD)
+    if isinstance(value, list):
+        at = rng.randrange(len(value))
+        new = rng.choice(([], [_edit_json(rng, value[at])], [value[at], value[at]]))
+        return [*value[:at], *new, *value[at + 1 :]]
+    key = rng.choice(list(value))
+    action = rng.random()
+    if action < 0.7:
+        return {**value, key: _edit_json(rng, value[key])}
+    rest = {name: held for name, held in value.items() if name != key}
+    if action < 0.8:
+        return rest
+    other = rng.choice((key + "0", key[:-1], "\n\x1b[31m", "", rng.choice(list(value))))
+    return {**rest, other: value[key]} if action < 0.9 else {**value, other: value[key]}
+
+
+def _edit_text(rng: random.Random, text: str) -> bytes:
+    """Now and then JSON that no program writes: nested deeply, a key twice, a number too long."""
+    action = rng.random()
+    if action < 0.02:
+        text = text[:-1] + ',"x":' + "[" * 5000 + "]" * 5000 + "}"
+    elif action < 0.04:
+        text = text[:-1] + "," + text[1:]
+    elif action < 0.06:
+        text = text.replace("0", "9" * 5000, 1)
+    elif action < 0.08:
+        text = text.replace('"', '"\\ud800', 1)
+    elif action < 0.1:
+        text += " " * rng.randint(1, 20)
+    return text.encode()
+
+
+def _slice(rng: random.Random, content: bytes) -> tuple[int, int]:
+    start, end = sorted(rng.randint(0, len(content)) for _ in range(2))
+    return start, end
