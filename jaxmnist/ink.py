@@ -93,15 +93,17 @@ def _shrink(image: "Image.Image") -> "Image.Image":
     return image.reduce(max(1, round(max(image.size) / WORK)))
 
 
-def ink_of(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w"]:
+def ink_of(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h2 w2"]:
     """How much ink is where in a picture of one digit, from 0 to 1; all 0 in a blank one.
+
+    There is a margin around it, so that it may be larger than the picture.
 
     The ink is what differs from its surroundings and is the smaller part of them. So it may be dark
     on light or light on dark, in any two colours, on paper that is lit unevenly. Shadows' edges,
     specks and what reaches in from the border are left out where there is something else. Strokes
-    thinner than MNIST's usual ones are thickened. Ink in a small picture, up to LARGE pixels a side,
-    keeps its grey levels; in a larger one it is black or white but for the edges, as MNIST's
-    digits were before they were shrunk.
+    thinner than MNIST's usual ones are thickened. Ink in a small picture, up to LARGE pixels a
+    side, keeps its grey levels; in a larger one it is black or white but for the edges, as
+    MNIST's digits were before they were shrunk.
     """
     from scipy import ndimage
 

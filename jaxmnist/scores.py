@@ -1,0 +1,68 @@
+"""What a classifier's test result is worth: intervals, precision and recall, calibration. NumPy."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+from jaxmnist.types import AnyArray
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Bounds of a share of which `successes` in `n` were seen; z = 1.96 is 95 % confidence.
+
+    Wilson's score interval: E. B. Wilson, "Probable inference, the law of succession, and
+    statistical inference", JASA 22 (1927), 209-212. Unlike the normal approximation it stays in
+    [0, 1] and is right for shares near the ends, too. A ValueError unless 0 <= successes <= n and
+    n > 0.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes in {n}")
+    share = successes / n
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def precision_recall(
+    confusion: Int[AnyArray, "classes classes"],
+) -> tuple[Float64[np.ndarray, " classes"], Float64[np.ndarray, " classes"]]:
+    """Each class's precision and recall from `evaluate`'s confusion matrix (rows are true).
+
+    Precision is the share of a class's predictions that are right, recall the share of its images
+    that are found; NaN where there are none.
+    """
+    counts = np.asarray(confusion, np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.diag(counts) / counts.sum(axis=0), np.diag(counts) / counts.sum(axis=1)
+
+
+class Calibration(NamedTuple):
+    """How far a model's confidence is from its accuracy; a bin without images has NaN."""
+
+    ece: float  # expected calibration error: mean distance of the two, weighted by the counts
+    counts: Int[np.ndarray, " bins"]  # images in each bin
+    confidence: Float64[np.ndarray, " bins"]  # mean of their largest probabilities
+    accuracy: Float64[np.ndarray, " bins"]  # share of them that is right
+
+
+def calibration(
+    probabilities: Float[AnyArray, "n classes"], labels: Int[AnyArray, " n"], bins: int = 15
+) -> Calibration:
+    """Expected calibration error over bins of equal width, and the bins (a reliability diagram).
+
+    Bin m of M holds the images whose largest probability is in ((m - 1)/M, m/M]: C. Guo, G. Pleiss,
+    Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017, equation 3.
+    """
+    table, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    largest, right = table.max(axis=1), table.argmax(axis=1) == labels
+    index = np.clip(np.ceil(largest * bins).astype(int) - 1, 0, bins - 1)
+    counts, confidences, rights = (
+        np.bincount(index, weights, bins) for weights in (None, largest, right)
+    )
+    with np.errstate(invalid="ignore"):
+        confidence, accuracy = confidences / counts, rights / counts
+    ece = float(np.abs(confidences - rights).sum() / len(labels))
+    return Calibration(ece, counts, confidence, accuracy)
