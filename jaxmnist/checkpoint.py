@@ -146,6 +146,10 @@ class Writer:
         self._waiting.append((int(state.step), _encode(state, config, arrays)))
         self._thread.submit(self._write)
 
+    def wait(self) -> None:
+        """Wait until what was to be saved is saved, or `problem` tells why not."""
+        self._thread.submit(lambda: None).result()
+
     def _write(self) -> None:
         try:
             step, content = self._waiting.pop()

@@ -138,6 +138,7 @@ class Output:
             return
         from jaxmnist.torch_compat import save_weights
 
+        self._writer.wait()  # or else it would depend on who is first whether it finds a directory
         self._out.mkdir(parents=True, exist_ok=True)  # where somebody has removed it meanwhile
         save_weights(self._out / "weights.safetensors", params)
         self._write_config()
