@@ -197,8 +197,8 @@ def test_what_fails_before_the_first_checkpoint_leaves_nothing(script, tmp_path)
 
 @pytest.mark.slow
 def test_killed_runs(script):
-    code, stdout, _ = script("crash.py", "--random", 6, "--writing", 7, "--dataset", "synthetic")
+    code, stdout, _ = script("crash.py", "--random", 3, "--writing", 7, "--dataset", "synthetic")
     assert code == 0
     rows = [line.split(" | ") for line in stdout.splitlines()[2:]]
-    assert [row[-1] for row in rows] == ["6 |", "7 |"]
+    assert [row[-1] for row in rows] == ["3 |", "7 |"]
     assert rows[1][2] == "7"  # all were killed while they wrote
