@@ -173,23 +173,23 @@ def mistake_grid(
 
 
 def weight_grid(
-    kernel: Float[np.ndarray, "784 units"], columns: int = 16, most: int = 128
+    weight: Float[np.ndarray, "units 784"], columns: int = 16, most: int = 128
 ) -> "Figure":
     """The weights of the first layer's units as images of 28x28: what each of them looks for.
 
     Args:
-        kernel: a Flax kernel, `params["params"]["Dense_0"]["kernel"]`.
+        weight: that of the first layer, `params["params"]["Linear_0"]["weight"]`.
         columns: units side by side.
         most: how many units are shown at most: those with the largest weights.
     """
     from matplotlib.figure import Figure
 
-    units = kernel.shape[1]
-    norms = np.linalg.norm(kernel, axis=0)
+    units = len(weight)
+    norms = np.linalg.norm(weight, axis=1)
     chosen = np.sort(np.argsort(-norms, kind="stable")[:most])
     rows = math.ceil(len(chosen) / columns)
     tiles = np.full((rows * columns, 30, 30), np.nan)  # 28 pixels and a gap
-    tiles[: len(chosen), 1:29, 1:29] = kernel.T[chosen].reshape(-1, 28, 28)
+    tiles[: len(chosen), 1:29, 1:29] = weight[chosen].reshape(-1, 28, 28)
     tiled = tiles.reshape(rows, columns, 30, 30).transpose(0, 2, 1, 3).reshape(rows * 30, -1)
     limit = max(float(np.nanmax(np.abs(tiled))), 1e-12)
     figure = Figure(figsize=(columns * 0.5, rows * 0.5 + 1), layout="constrained")

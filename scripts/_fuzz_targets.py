@@ -127,11 +127,11 @@ class Weights:
         for name, (dtype, shape, data) in tensors.items():
             layer, leaf = name.split(".")
             array = np.frombuffer(data, "<f4").reshape(shape)
-            expected[f"Dense_{int(layer) // 2}", leaf] = array.T if leaf == "weight" else array
+            expected[f"Linear_{int(layer) // 2}", leaf] = array
             if dtype != "F32" or str(int(layer)) != layer:
                 return False
         found = {
-            (layer, {"kernel": "weight"}.get(leaf, leaf)): array
+            (layer, leaf): array
             for layer, leaves in result["params"].items()
             for leaf, array in leaves.items()
         }

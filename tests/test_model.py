@@ -11,9 +11,9 @@ def test_shapes_are_the_notebooks():
     params = MLP().init(KEY, np.zeros((1, 784), np.float32))
     shapes = jax.tree.map(np.shape, params)["params"]
     assert shapes == {
-        "Dense_0": {"kernel": (784, 128), "bias": (128,)},
-        "Dense_1": {"kernel": (128, 64), "bias": (64,)},
-        "Dense_2": {"kernel": (64, 10), "bias": (10,)},
+        "Linear_0": {"weight": (128, 784), "bias": (128,)},
+        "Linear_1": {"weight": (64, 128), "bias": (64,)},
+        "Linear_2": {"weight": (10, 64), "bias": (10,)},
     }
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
@@ -24,9 +24,8 @@ def test_forward_equals_numpy():
     x = images.astype(np.float64)
     layers = params["params"]
     for i in range(3):
-        x = x @ np.float64(layers[f"Dense_{i}"]["kernel"]) + np.float64(
-            layers[f"Dense_{i}"]["bias"]
-        )
+        layer = layers[f"Linear_{i}"]
+        x = x @ np.float64(layer["weight"]).T + np.float64(layer["bias"])
         x = np.maximum(x, 0) if i < 2 else x
     np.testing.assert_allclose(MLP().apply(params, images), x, rtol=1e-4, atol=1e-6)
     log_probs = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
@@ -43,19 +42,21 @@ def test_images_of_any_shape_are_flattened():
     )
 
 
-@pytest.mark.parametrize(("layer", "inputs"), [("Dense_0", 784), ("Dense_1", 128), ("Dense_2", 64)])
+@pytest.mark.parametrize(
+    ("layer", "inputs"), [("Linear_0", 784), ("Linear_1", 128), ("Linear_2", 64)]
+)
 def test_initialisation_is_uniform_within_pytorchs_bound(layer, inputs):
     params = MLP().init(KEY, np.zeros((1, 784), np.float32))["params"][layer]
     bound = inputs**-0.5
-    for name in ("kernel", "bias"):
+    for name in ("weight", "bias"):
         values = np.asarray(params[name]).ravel()
         assert np.all(np.abs(values) <= bound)
         assert np.abs(values).max() > 0.8 * bound  # it reaches for the bound, on both sides
         assert values.min() < 0 < values.max()
-    kernel = np.asarray(params["kernel"]).ravel()
+    weight = np.asarray(params["weight"]).ravel()
     # A uniform variable's deviation is bound / sqrt(3); five standard errors of tolerance.
-    np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=5 / kernel.size**0.5)
-    assert abs(kernel.mean()) < 5 * bound / (3 * kernel.size) ** 0.5
+    np.testing.assert_allclose(weight.std(), bound / 3**0.5, rtol=5 / weight.size**0.5)
+    assert abs(weight.mean()) < 5 * bound / (3 * weight.size) ** 0.5
 
 
 def test_other_sizes():

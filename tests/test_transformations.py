@@ -417,15 +417,19 @@ def test_an_nnx_module_trains_as_the_linen_module_with_its_weights(toy):
     tx = optax.sgd(0.1, momentum=0.9)
     model = nnx_mlp()
     state = init_state(KEY, model, tx)
-    weights = nnx.to_pure_dict(state.params)
-    same = start(tx, {"params": {"Dense_0": weights["inner"], "Dense_1": weights["outer"]}})
+
+    def as_linen(params):
+        layers = nnx.to_pure_dict(params)
+        pairs = [(layers[name]["kernel"].T, layers[name]["bias"]) for name in ("inner", "outer")]
+        return {f"Linear_{k}": {"weight": w, "bias": b} for k, (w, b) in enumerate(pairs)}
+
+    same = start(tx, {"params": as_linen(state.params)})
     step, linen_step = jit_step(tx, model=model), jit_step(tx)
     for _ in range(3):
         state, metrics = step(state, Batch(*toy))
         same, expected = linen_step(same, Batch(*toy))
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
-    weights = nnx.to_pure_dict(state.params)
-    assert_close([weights["inner"], weights["outer"]], list(same.params["params"].values()), 1e-6)
+    assert_close(as_linen(state.params), same.params["params"], 1e-6)
 
 
 def test_any_linen_module_on_any_image(toy):
