@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM that wait until what is being done can be saved."""
 
+import contextlib
 import os
 import signal
-import sys
 from types import FrameType, TracebackType
 
 
@@ -32,4 +32,6 @@ class Signals:
         if self.number:
             os._exit(128 + number)
         self.number = number
-        print("stopping as soon as it is saved; once more ends at once", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one, which cannot be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopping as soon as it is saved; once more ends at once\n")
