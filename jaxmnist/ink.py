@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import logging
 import math
 import os
 import warnings
@@ -28,6 +29,9 @@ MARGIN = 0.08  # of each side, that does not count for which colour is the ink's
 SHARP = (0.1, 0.7)  # in a large picture ink of less than the first is none, from the second on full
 BOX = 20  # pixels of a digit's longer side in an MNIST image
 STROKE = 2.4  # pixels, the median width of MNIST's strokes
+
+# Where nobody has set up logging, Python prints what Pillow logs about a damaged file.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_picture(path: str | os.PathLike[str]) -> Float32[np.ndarray, "h w 3"]:

@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -154,6 +155,64 @@ def _edit_text(rng: random.Random, text: str) -> bytes:
     elif action < 0.1:
         text += " " * rng.randint(1, 20)
     return text.encode()
+
+
+def edit_png(rng: random.Random, content: bytes) -> bytes:
+    """A chunk of a PNG changed, moved, repeated, left out or added, with right checksums."""
+    chunks, at = [], 8
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
+        at += 12 + size
+    if not chunks:
+        return content
+    k = rng.randrange(len(chunks))
+    kind, data = chunks[k]
+    action = rng.random()
+    if action < 0.5:
+        chunks[k] = (kind, _edit_chunk(rng, kind, data))
+    elif action < 0.6:
+        chunks[k : k + 1] = rng.choice(([], [chunks[k]] * 2))
+    elif action < 0.7:
+        rng.shuffle(chunks)
+    elif action < 0.8:
+        chunks[k] = (rng.choice((b"IDAT", b"IEND", b"PLTE", b"tRNS", b"abcd", b"ABCD")), data)
+    else:
+        bomb = zlib.compress(bytes(10_000_000), 9)
+        chunks.insert(
+            rng.randint(0, len(chunks)),
+            rng.choice(
+                (
+                    (b"zTXt", b"key\0\0" + bomb),
+                    (b"iTXt", b"key\0\1\0\0\0" + bomb),
+                    (b"iCCP", b"name\0\0" + bomb),
+                    (b"acTL", struct.pack(">II", rng.choice(NUMBERS), 0)),
+                    (b"fcTL", struct.pack(">IIIIIHHBB", *rng.choices(NUMBERS[:9], k=9))),
+                    (b"eXIf", rng.randbytes(40)),
+                    (b"gAMA", bytes(4)),
+                    (b"pHYs", struct.pack(">IIB", 0, 2**32 - 1, 1)),
+                )
+            ),
+        )
+    return content[:8] + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def _edit_chunk(rng: random.Random, kind: bytes, data: bytes) -> bytes:
+    if kind == b"IHDR" and rng.random() < 0.8:  # width, height, bit depth, colour type, ...
+        field = rng.randrange(7)
+        if field < 2:
+            side = struct.pack(">I", rng.choice((*NUMBERS, 10_000, 20_000, 100_000)))
+            return data[: 4 * field] + side + data[4 * field + 4 :]
+        return data[: 6 + field] + bytes([rng.choice(NUMBERS[:9])]) + data[7 + field :]
+    if kind == b"IDAT" and rng.random() < 0.5:
+        try:
+            return zlib.compress(damage(rng, zlib.decompress(data), ANYWHERE))
+        except zlib.error:
+            pass
+    return damage(rng, data, ANYWHERE)
 
 
 def _slice(rng: random.Random, content: bytes) -> tuple[int, int]:

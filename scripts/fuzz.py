@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SECONDS = 5.0
 MEMORY = 2**30
 KEPT = 10  # files of a kind
-KINDS = ("idx", "weights", "checkpoints")
+KINDS = ("idx", "weights", "checkpoints", "images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Config:
     """Files of weights, as safetensors."""
     checkpoints: int = 10_000
     """Checkpoints."""
+    images: int = 10_000
+    """Pictures, most of them PNG."""
     seed: int = 0
     """Makes the files: file n of a kind depends on the seed and n alone."""
     out: Path = Path("fuzz-failures")
@@ -175,12 +177,14 @@ def judge_error(error: BaseException) -> str:
 
 def make_target(kind: str) -> Target:
     """What makes and reads files of this kind."""
+    import _fuzz_images
     import _fuzz_targets
 
     targets: dict[str, type[Any]] = {
         "idx": _fuzz_targets.Idx,
         "weights": _fuzz_targets.Weights,
         "checkpoints": _fuzz_targets.Checkpoints,
+        "images": _fuzz_images.Images,
     }
     return targets[kind]()
 

@@ -20,6 +20,10 @@ def fuzz(tmp_path, *options: object, **environment: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+def of_each(count: int) -> list[object]:
+    return ["--weights", count, "--checkpoints", count, "--images", count]
+
+
 def table(stdout: str) -> dict[str, list[int]]:
     """Files, accepted, refused and failed of each kind."""
     rows = [line.strip("| ").split(" | ") for line in stdout.splitlines()[2:]]
@@ -27,10 +31,10 @@ def table(stdout: str) -> dict[str, list[int]]:
 
 
 def test_damaged_files_in_short(tmp_path):
-    done = fuzz(tmp_path, "--idx", 1000, "--weights", 400, "--checkpoints", 400, "--seed", 1)
+    done = fuzz(tmp_path, "--idx", 1000, *of_each(400), "--seed", 1)
     assert (done.returncode, done.stderr) == (0, "")
     found = table(done.stdout)
-    assert list(found) == ["idx", "weights", "checkpoints"]
+    assert list(found) == ["idx", "weights", "checkpoints", "images"]
     for files, accepted, refused, failed in found.values():
         assert (accepted + refused, failed) == (files, 0)
         assert accepted > files / 100  # the files are not so bad that all of this is for nothing
@@ -44,7 +48,7 @@ import os, sys
 
 if "--multiprocessing-fork" in sys.orig_argv:
     import types
-    import jaxmnist.checkpoint, jaxmnist.idx, jaxmnist.torch_compat, numpy
+    import jaxmnist.checkpoint, jaxmnist.idx, jaxmnist.predict, jaxmnist.torch_compat, numpy
 
     jaxmnist.idx.zlib = types.SimpleNamespace(error=KeyError)  # errors of gzip's data get through
     load_weights = jaxmnist.torch_compat.load_weights
@@ -56,13 +60,14 @@ if "--multiprocessing-fork" in sys.orig_argv:
         return found._replace(state=found.state._replace(step=numpy.int32(8)))
 
     jaxmnist.checkpoint.load = wrong
+    read_image = jaxmnist.predict.read_image
+    jaxmnist.predict.read_image = lambda path: read_image(path) ^ (path.suffix == ".png")
 """
 
 
 def test_what_it_finds_is_kept_and_can_be_made_again(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(BUGS)
-    options = ["--idx", 300, "--weights", 300, "--checkpoints", 300]
-    done = fuzz(tmp_path, *options, PYTHONPATH=str(tmp_path))
+    done = fuzz(tmp_path, "--idx", 300, *of_each(300), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     found = table(done.stdout)
     assert all(failed > 0 for *_, failed in found.values())
