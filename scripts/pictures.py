@@ -1,11 +1,21 @@
-"""Draw the README's pictures: what the notebook's run comes to, and a grid of drawn digits."""
+"""Draw the README's pictures: what the notebook's run comes to, drawn digits, the sketchpad."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from _cli import run
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# A three, in 280ths of the sketchpad.
+THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139, 134), (168, 143),
+         (190, 163), (198, 190), (183, 222), (160, 235), (122, 235), (104, 227),
+         (82, 214)]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +47,7 @@ def main(config: Config) -> None:
         make_train_step,
         preprocess,
     )
-    from jaxmnist.plots import (
-        confident_mistakes,
-        confusion_matrix,
-        digit_grid,
-        loss_curve,
-        mistake_grid,
-    )
+    from jaxmnist.plots import confident_mistakes, digit_grid, loss_curve, mistake_grid
     from jaxmnist.synthetic import load_synthetic
 
     train, test = jax.device_put(load_mnist(config.data_dir))
@@ -70,7 +74,6 @@ def main(config: Config) -> None:
     worst = confident_mistakes(chances, labels)
     figures = {
         "loss.png": loss_curve(np.stack(losses), records),
-        "confusion.png": confusion_matrix(np.asarray(scores["confusion"])),
         "mistakes.png": mistake_grid(images[worst], chances[worst], labels[worst]),
     }
     config.out.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,42 @@ def main(config: Config) -> None:
         figure.savefig(config.out / name, dpi=110)
     digit_grid(np.stack(rows)).savefig(config.out / "drawn_digits.png", dpi=100)
     print(f"{', '.join(figures)} and drawn_digits.png are in {config.out}")
+    sketch(jax.device_get(state.params), config.out / "sketchpad.png")
+
+
+def sketch(params: Any, path: Path) -> None:
+    """Draw a three on the exported page, in a browser, and take its picture."""
+    from jaxmnist.export import to_page
+
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ModuleNotFoundError:
+        print(f"Note: {path} is not drawn: that needs jaxmnist[oracle]", file=sys.stderr)
+        return
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as directory:
+        own = playwright.chromium.executable_path
+        browser_path = next(filter(None, map(shutil.which, BROWSERS)), own)
+        try:
+            browser = playwright.chromium.launch(executable_path=browser_path)
+        except Error:
+            print(f"Note: {path} is not drawn: {browser_path} does not start", file=sys.stderr)
+            return
+        page = browser.new_page(viewport={"width": 800, "height": 610})
+        file = Path(directory, "sketchpad.html")
+        file.write_text(to_page(params), encoding="utf-8")
+        page.goto(file.as_uri())
+        box = page.locator("#pad").bounding_box()
+        assert box is not None
+        scale = box["width"] / 280
+        (x, y), *rest = [(box["x"] + x * scale, box["y"] + y * scale) for x, y in THREE]
+        page.mouse.move(x, y)
+        page.mouse.down()
+        for x, y in rest:
+            page.mouse.move(x, y, steps=3)
+        page.mouse.up()
+        page.screenshot(path=path)
+        browser.close()
+    print(f"{path.name} too")
 
 
 if __name__ == "__main__":

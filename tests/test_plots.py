@@ -150,21 +150,21 @@ def test_percentages(share, text):
 
 
 def test_weights_lie_where_their_pixels_do():
-    kernel = np.random.default_rng(0).normal(size=(784, 20)).astype(np.float32)
-    kernel[:, [3, 17]] *= 0.1
-    axes, bar = weight_grid(kernel, columns=6, most=18).axes
+    weight = np.random.default_rng(0).normal(size=(20, 784)).astype(np.float32)
+    weight[[3, 17]] *= 0.1
+    axes, bar = weight_grid(weight, columns=6, most=18).axes
     tiled = axes.images[0].get_array()
     assert tiled.shape == (90, 180)
     chosen = [unit for unit in range(20) if unit not in (3, 17)]
     for place, unit in enumerate(chosen):
         top, left = place // 6 * 30 + 1, place % 6 * 30 + 1
         tile = tiled[top : top + 28, left : left + 28]
-        np.testing.assert_array_equal(tile, kernel[:, unit].reshape(28, 28))
+        np.testing.assert_array_equal(tile, weight[unit].reshape(28, 28))
     low, high = axes.images[0].get_clim()
-    assert low == -high == -np.abs(kernel).max()
+    assert low == -high == -np.abs(weight).max()
     assert "18 largest of 20 units" in axes.get_title()
     assert bar.get_xlabel().startswith("weight of a pixel")
-    (axes, _) = weight_grid(np.zeros((784, 10), np.float32)).axes
+    (axes, _) = weight_grid(np.zeros((10, 784), np.float32)).axes
     assert "10 units" in axes.get_title()
 
 
@@ -189,5 +189,5 @@ def test_the_readmes_pictures(script, mnist_dir, tmp_path):
     code, stdout, _ = script("pictures.py", "--data-dir", mnist_dir, "--out", tmp_path)
     assert code == 0
     assert str(tmp_path) in stdout
-    for name in ("loss.png", "confusion.png", "mistakes.png", "drawn_digits.png"):
+    for name in ("loss.png", "mistakes.png", "drawn_digits.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
