@@ -49,7 +49,7 @@ def encode(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
 
 
 def named_leaves(state: Any) -> dict[str, Any]:
-    """The leaves under names like `state.params['params']['Linear_0']['weight']`."""
+    """The leaves under names like `state.params['params']['linear_0']['weight']`."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
 

@@ -178,7 +178,7 @@ def weight_grid(
     """The weights of the first layer's units as images of 28x28: what each of them looks for.
 
     Args:
-        weight: that of the first layer, `params["params"]["Linear_0"]["weight"]`.
+        weight: that of the first layer, `params["params"]["linear_0"]["weight"]`.
         columns: units side by side.
         most: how many units are shown at most: those with the largest weights.
     """

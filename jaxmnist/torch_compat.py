@@ -19,7 +19,7 @@ from jaxmnist.errors import DataError
 from jaxmnist.files import replacing
 
 Params = dict[str, dict[str, dict[str, Float32[np.ndarray, "..."]]]]
-"""A Flax tree, `{"params": {"Linear_0": {"weight": [out, in], "bias": [out]}, ...}}`."""
+"""A Flax tree, `{"params": {"linear_0": {"weight": [out, in], "bias": [out]}, ...}}`."""
 
 
 class TorchGenerator:
@@ -122,7 +122,7 @@ def init_params(generator: TorchGenerator, sizes: Sequence[int] = (784, 128, 64,
         weight_bound, bias_bound = math.sqrt(3) * (gain / math.sqrt(fan_in)), 1 / math.sqrt(fan_in)
         weight = generator.uniform((fan_out, fan_in), -weight_bound, weight_bound)
         bias = generator.uniform((fan_out,), -bias_bound, bias_bound)
-        layers[f"Linear_{layer}"] = {"weight": weight, "bias": bias}
+        layers[f"linear_{layer}"] = {"weight": weight, "bias": bias}
     return {"params": layers}
 
 
@@ -142,11 +142,11 @@ def loader_order(
 def to_state_dict(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """`params` under the names of an `nn.Sequential` of Linear, ReLU, Linear, ReLU, ..., Linear.
 
-    `Linear_k`'s weight `[out, in]` becomes `{2k}.weight`, its bias `{2k}.bias`. Raises a
+    `linear_k`'s weight `[out, in]` becomes `{2k}.weight`, its bias `{2k}.bias`. Raises a
     DataError where `params` is not such a tree of float32 arrays.
     """
     layers = params.get("params", {})
-    names = [f"Linear_{k}" for k in range(max(1, len(layers)))]
+    names = [f"linear_{k}" for k in range(max(1, len(layers)))]
     if set(layers) != set(names):
         raise DataError(f"params['params'] must hold {', '.join(names)}, not {list(layers)}")
     state_dict = {}
@@ -179,7 +179,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
         needed = f"float32[{rows}, {fan_in or columns}] and float32[{rows}]"
         if found != needed:
             raise DataError(f"{2 * k}.weight and {2 * k}.bias are {found}, not {needed}")
-        layers[f"Linear_{k}"] = {"weight": np.array(weight, order="C"), "bias": np.array(bias)}
+        layers[f"linear_{k}"] = {"weight": np.array(weight, order="C"), "bias": np.array(bias)}
         fan_in = rows
     return {"params": layers}
 

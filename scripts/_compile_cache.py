@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+KEPT = 200  # programs, the newest; a run has about six, and each start checks them all
+
 
 @contextlib.contextmanager
 def compile_cache(directory: Path) -> Iterator[None]:
@@ -25,7 +27,7 @@ def compile_cache(directory: Path) -> Iterator[None]:
         return
     for entry in place.glob("*-cache"):
         if not _is_sealed(entry):
-            entry.unlink(missing_ok=True)
+            _remove(entry)
     # One that another process is just writing or removing is compiled here too, without ado.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(place))
@@ -35,8 +37,11 @@ def compile_cache(directory: Path) -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
-        with contextlib.suppress(OSError):  # the cache is a convenience
-            for entry in place.glob("*-cache"):
+        entries = sorted(place.glob("*-cache"), key=_written)
+        for entry in entries[:-KEPT]:
+            _remove(entry)
+        for entry in entries[-KEPT:]:
+            with contextlib.suppress(OSError):  # the cache is a convenience
                 if not _seal(entry).exists():
                     _seal(entry).write_text(_digest(entry))
 
@@ -59,6 +64,18 @@ def _processor() -> str:
             if line.startswith(("flags", "Features")):
                 return hashlib.sha256(line.encode()).hexdigest()[:16]
     return f"{platform.machine()}-{platform.processor()}".replace(" ", "-")
+
+
+def _written(entry: Path) -> float:
+    with contextlib.suppress(OSError):
+        return entry.stat().st_mtime
+    return 0.0  # another process has just removed it
+
+
+def _remove(entry: Path) -> None:
+    for path in (entry, _seal(entry)):  # no two compilations give the same bytes, so both
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _is_sealed(entry: Path) -> bool:

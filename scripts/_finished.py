@@ -163,7 +163,7 @@ def draw(directory: Path, test: Dataset) -> list[str]:
         "loss.png": plots.loss_curve(run.losses, run.records),
         "confusion.png": plots.confusion_matrix(seen.confusion),
         "mistakes.png": plots.mistake_grid(images[worst], seen.probabilities[worst], labels[worst]),
-        "weights.png": plots.weight_grid(run.params["params"]["Linear_0"]["weight"]),
+        "weights.png": plots.weight_grid(run.params["params"]["linear_0"]["weight"]),
     }
     for name, figure in figures.items():
         with replacing(directory / name) as file:

@@ -127,7 +127,7 @@ class Weights:
         for name, (dtype, shape, data) in tensors.items():
             layer, leaf = name.split(".")
             array = np.frombuffer(data, "<f4").reshape(shape)
-            expected[f"Linear_{int(layer) // 2}", leaf] = array
+            expected[f"linear_{int(layer) // 2}", leaf] = array
             if dtype != "F32" or str(int(layer)) != layer:
                 return False
         found = {

@@ -142,7 +142,7 @@ def _run(name: str, number: int, run: Run, seen: Look, test: Dataset) -> str:
     from jaxmnist.plots import weight_grid
 
     loud = f'<p class="warning"><strong>NOT MNIST</strong> but {escape(run.test_set)}</p>\n'
-    figure = weight_grid(run.params["params"]["Linear_0"]["weight"], columns=8, most=64)
+    figure = weight_grid(run.params["params"]["linear_0"]["weight"], columns=8, most=64)
     weights = to_svg(figure, f"The first layer's weights of run {number} as images, one a unit")
     return _section(
         name,

@@ -149,7 +149,7 @@ def test_what_is_no_checkpoint(tmp_path):
     path = tmp_path / "checkpoint-00000001.safetensors"
     refused(path, small(), "No such file")
     layer = {"weight": np.zeros((3, 2), np.float32), "bias": np.zeros(3, np.float32)}
-    save_weights(path, {"params": {"Linear_0": layer}})
+    save_weights(path, {"params": {"linear_0": layer}})
     refused(path, small(), "no checkpoint")
     path.unlink()
     path.mkdir()

@@ -1,5 +1,6 @@
 """Compiled programs are kept, and what is kept can neither break nor change a run."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,25 @@ def test_damaged_foreign_and_unknown_entries_change_nothing(filled, cache):
     stamps = {path: path.stat().st_mtime_ns for path in victims}
     assert train(cache) == filled[2]
     assert entries(cache) == victims
-    assert all(path.stat().st_mtime_ns > stamp for path, stamp in stamps.items())
+    stamps_then = {path: path.stat().st_mtime_ns for path in victims}
+    assert all(stamps_then[path] > stamp for path, stamp in stamps.items())
+    assert train(cache) == filled[2]  # now they are good again, under new checksums
+    assert {path: path.stat().st_mtime_ns for path in victims} == stamps_then
+
+
+def test_the_oldest_are_removed_where_there_are_many(cache, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import _compile_cache
+
+    for k, path in enumerate(entries(cache)):
+        os.utime(path, (k, k))
+    newest = entries(cache)[-3:]
+    monkeypatch.setattr(_compile_cache, "KEPT", 3)
+    with _compile_cache.compile_cache(cache):
+        pass
+    assert entries(cache) == newest
+    assert all(path.with_name(f"{path.name}.sha256").exists() for path in newest)
+    assert len(list(newest[0].parent.iterdir())) == 6
 
 
 def test_processes_starting_at_once_do_not_disturb_one_another(filled, cache):

@@ -63,7 +63,7 @@ def reference(params, images):
     x = (images.reshape(len(images), -1) / 255 - 0.5) / 0.5
     layers = params["params"]
     for k in range(len(layers)):
-        x = x @ layers[f"Linear_{k}"]["weight"].T.astype(np.float64) + layers[f"Linear_{k}"]["bias"]
+        x = x @ layers[f"linear_{k}"]["weight"].T.astype(np.float64) + layers[f"linear_{k}"]["bias"]
         x = x if k == len(layers) - 1 else np.maximum(x, 0)
     return x
 
@@ -150,7 +150,7 @@ def test_another_model_is_refused(sizes, message):
 
 def test_weights_that_are_no_numbers_are_refused():
     params = draw((784, 10))
-    params["params"]["Linear_0"]["bias"][3] = np.nan
+    params["params"]["linear_0"]["bias"][3] = np.nan
     with pytest.raises(DataError, match=r"0\.bias holds numbers that are not finite"):
         export.layer_sizes(params)
 

@@ -11,9 +11,9 @@ def test_shapes_are_the_notebooks():
     params = MLP().init(KEY, np.zeros((1, 784), np.float32))
     shapes = jax.tree.map(np.shape, params)["params"]
     assert shapes == {
-        "Linear_0": {"weight": (128, 784), "bias": (128,)},
-        "Linear_1": {"weight": (64, 128), "bias": (64,)},
-        "Linear_2": {"weight": (10, 64), "bias": (10,)},
+        "linear_0": {"weight": (128, 784), "bias": (128,)},
+        "linear_1": {"weight": (64, 128), "bias": (64,)},
+        "linear_2": {"weight": (10, 64), "bias": (10,)},
     }
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
@@ -24,7 +24,7 @@ def test_forward_equals_numpy():
     x = images.astype(np.float64)
     layers = params["params"]
     for i in range(3):
-        layer = layers[f"Linear_{i}"]
+        layer = layers[f"linear_{i}"]
         x = x @ np.float64(layer["weight"]).T + np.float64(layer["bias"])
         x = np.maximum(x, 0) if i < 2 else x
     np.testing.assert_allclose(MLP().apply(params, images), x, rtol=1e-4, atol=1e-6)
@@ -43,7 +43,7 @@ def test_images_of_any_shape_are_flattened():
 
 
 @pytest.mark.parametrize(
-    ("layer", "inputs"), [("Linear_0", 784), ("Linear_1", 128), ("Linear_2", 64)]
+    ("layer", "inputs"), [("linear_0", 784), ("linear_1", 128), ("linear_2", 64)]
 )
 def test_initialisation_is_uniform_within_pytorchs_bound(layer, inputs):
     params = MLP().init(KEY, np.zeros((1, 784), np.float32))["params"][layer]

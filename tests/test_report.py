@@ -128,7 +128,7 @@ def by_hand(params, images):
     layers = params["params"]
     for k in range(len(layers)):
         x = np.maximum(x, 0) if k else x
-        x = x @ np.float64(layers[f"Linear_{k}"]["weight"]).T + layers[f"Linear_{k}"]["bias"]
+        x = x @ np.float64(layers[f"linear_{k}"]["weight"]).T + layers[f"linear_{k}"]["bias"]
     odds = np.exp(x - x.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
 

@@ -105,7 +105,7 @@ def test_the_notebooks_printed_numbers():
     x = generator.randn((2, 2))  # cell 16
     np.testing.assert_allclose(x, [[1.2447, 1.7893], [0.8041, 0.1500]], rtol=0, atol=5.1e-5)
     np.testing.assert_allclose(x**2, [[1.5492, 3.2016], [0.6465, 0.0225]], rtol=0, atol=5.1e-5)
-    weight = init_params(generator)["params"]["Linear_0"]["weight"]  # cell 24, printed by cell 27
+    weight = init_params(generator)["params"]["linear_0"]["weight"]  # cell 24, printed by cell 27
     printed = [
         [-0.0196, -0.0063, 0.0280, -0.0045, -0.0026, -0.0128],
         [0.0056, 0.0230, -0.0016, 0.0097, -0.0002, -0.0232],
@@ -281,7 +281,7 @@ def test_other_types_are_refused(dtype):
     state_dict = {"0.weight": np.ones((2, 3), dtype), "0.bias": np.ones(2, np.float32)}
     with pytest.raises(DataError, match=rf"^0.weight and 0.bias are {dtype}\[2, 3\] and .*\]$"):
         from_state_dict(state_dict)
-    params = {"params": {"Linear_0": {"weight": np.ones((2, 3), dtype), "bias": np.ones(2)}}}
+    params = {"params": {"linear_0": {"weight": np.ones((2, 3), dtype), "bias": np.ones(2)}}}
     with pytest.raises(DataError, match=rf"^0.weight and 0.bias are {dtype}\[2, 3\] and float64"):
         to_state_dict(params)
 
@@ -292,14 +292,14 @@ def test_other_types_are_refused(dtype):
         {},
         {"params": {}},
         small_params()["params"],
-        {"params": {"Linear_1": small_params()["params"]["Linear_0"]}},
-        {"params": {"Conv_0": small_params()["params"]["Linear_0"]}},
-        {"params": {"Linear_0": {"weight": np.zeros((2, 2), np.float32)}}},
-        {"params": {"Linear_0": small_params()["params"]["Linear_0"] | {"scale": np.zeros(1)}}},
+        {"params": {"linear_1": small_params()["params"]["linear_0"]}},
+        {"params": {"Conv_0": small_params()["params"]["linear_0"]}},
+        {"params": {"linear_0": {"weight": np.zeros((2, 2), np.float32)}}},
+        {"params": {"linear_0": small_params()["params"]["linear_0"] | {"scale": np.zeros(1)}}},
     ],
 )
 def test_trees_of_another_model_are_refused(params, tmp_path):
-    with pytest.raises(DataError, match=r"^(params\['params'\]|Linear_0) must hold [^\n]*$"):
+    with pytest.raises(DataError, match=r"^(params\['params'\]|linear_0) must hold [^\n]*$"):
         save_weights(tmp_path / "w.safetensors", params)
     assert not list(tmp_path.iterdir())
 

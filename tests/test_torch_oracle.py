@@ -125,7 +125,7 @@ def test_linear_layers_of_other_sizes(sizes):
     params = init_params(TorchGenerator(0), sizes)["params"]
     for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         linear = torch.nn.Linear(fan_in, fan_out)
-        weight, bias = params[f"Linear_{k}"]["weight"], params[f"Linear_{k}"]["bias"]
+        weight, bias = params[f"linear_{k}"]["weight"], params[f"linear_{k}"]["bias"]
         np.testing.assert_array_equal(weight, linear.weight.detach().numpy(), strict=True)
         np.testing.assert_array_equal(bias, linear.bias.detach().numpy(), strict=True)
 

@@ -81,8 +81,8 @@ def test_options_reach_the_run(script, tmp_path):
     from jaxmnist.torch_compat import load_weights
 
     params = load_weights(out / "weights.safetensors")["params"]
-    assert params["Linear_0"]["weight"].shape == (32, 784)
-    assert sorted(params) == ["Linear_0", "Linear_1"]
+    assert params["linear_0"]["weight"].shape == (32, 784)
+    assert sorted(params) == ["linear_0", "linear_1"]
     config = json.loads((out / "config.json").read_text())
     assert (config["loss"], config["momentum"], config["hidden"]) == ("nll", 0.5, [32])
 

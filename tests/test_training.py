@@ -28,7 +28,7 @@ TX = optax.sgd(0.1)
 
 def numpy_loss_and_grads(params, images, labels):
     """The MLP's mean cross-entropy and its gradient by hand, in float64."""
-    layers = [params["params"][f"Linear_{i}"] for i in range(len(params["params"]))]
+    layers = [params["params"][f"linear_{i}"] for i in range(len(params["params"]))]
     weights = [np.float64(layer["weight"]).T for layer in layers]
     biases = [np.float64(layer["bias"]) for layer in layers]
     inputs, x = [], (images.reshape(len(images), -1) / 255.0 - 0.5) / 0.5
@@ -46,7 +46,7 @@ def numpy_loss_and_grads(params, images, labels):
     delta /= len(labels)
     grads = {}
     for i in reversed(range(len(layers))):
-        grads[f"Linear_{i}"] = {"weight": delta.T @ inputs[i], "bias": delta.sum(axis=0)}
+        grads[f"linear_{i}"] = {"weight": delta.T @ inputs[i], "bias": delta.sum(axis=0)}
         delta = (delta @ weights[i].T) * (inputs[i] > 0)
     return loss, {"params": grads}
 

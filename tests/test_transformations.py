@@ -421,7 +421,7 @@ def test_an_nnx_module_trains_as_the_linen_module_with_its_weights(toy):
     def as_linen(params):
         layers = nnx.to_pure_dict(params)
         pairs = [(layers[name]["kernel"].T, layers[name]["bias"]) for name in ("inner", "outer")]
-        return {f"Linear_{k}": {"weight": w, "bias": b} for k, (w, b) in enumerate(pairs)}
+        return {f"linear_{k}": {"weight": w, "bias": b} for k, (w, b) in enumerate(pairs)}
 
     same = start(tx, {"params": as_linen(state.params)})
     step, linen_step = jit_step(tx, model=model), jit_step(tx)
