@@ -86,6 +86,9 @@ def main(config: Config) -> None:
 
 def sketch(params: Any, path: Path) -> None:
     """Draw a three on the exported page, in a browser, and take its picture."""
+    import numpy as np
+    from scipy.interpolate import CubicSpline
+
     from jaxmnist.export import to_page
 
     try:
@@ -107,13 +110,15 @@ def sketch(params: Any, path: Path) -> None:
         page.goto(file.as_uri())
         box = page.locator("#pad").bounding_box()
         assert box is not None
-        scale = box["width"] / 280
-        (x, y), *rest = [(box["x"] + x * scale, box["y"] + y * scale) for x, y in THREE]
-        page.mouse.move(x, y)
+        corner, scale = np.array([box["x"], box["y"]]), box["width"] / 280
+        curve = CubicSpline(np.arange(len(THREE)), THREE)(np.linspace(0, len(THREE) - 1, 100))
+        first, *rest = (corner + scale * curve).tolist()
+        page.mouse.move(*first)
         page.mouse.down()
-        for x, y in rest:
-            page.mouse.move(x, y, steps=3)
+        for place in rest:
+            page.mouse.move(*place)
         page.mouse.up()
+        page.wait_for_timeout(1000)  # the bars grow slowly
         page.screenshot(path=path)
         browser.close()
     print(f"{path.name} too")
