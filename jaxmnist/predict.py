@@ -8,7 +8,6 @@ mass is the centre of the 28x28 image. `centre` does that to ink; `jaxmnist.ink`
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -37,9 +36,6 @@ def load_model(path: str | os.PathLike[str]) -> tuple[MLP, Params]:
     without it, which makes no difference to its probabilities: softmax(log_softmax(x)) is
     softmax(x). Raises a DataError where it is missing, damaged or no model of 28x28 digits.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "weights.safetensors"
     params = load_weights(path)
     try:
         return MLP(layer_sizes(params)[1:-1]), params

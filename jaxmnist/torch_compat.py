@@ -212,12 +212,15 @@ def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> Non
 def load_weights(path: str | os.PathLike[str]) -> Params:
     """The params in a file that `save_weights` or `torch.save(model.state_dict(), path)` wrote.
 
+    A directory stands for the `weights.safetensors` in it, as `scripts/train.py --out` writes it.
     Nothing in the file is executed: a .pt or .pth is read with `weights_only=True`. Raises a
     DataError where it is missing, damaged or foreign, or PyTorch is needed and not installed.
     """
     import safetensors.numpy
 
     path = Path(path)
+    if path.is_dir():
+        path = path / "weights.safetensors"
     torch = _torch_for(path)
     try:
         content = path.read_bytes()

@@ -51,23 +51,15 @@ def main(config: Config) -> None:
     """Load the weights, make every file, then write them."""
     import jax
 
-    from jaxmnist import DataError, JaxmnistError, export
-    from jaxmnist.torch_compat import load_weights
+    from jaxmnist import JaxmnistError, export
+    from jaxmnist.predict import load_model
 
     jax.config.update("jax_platforms", "cpu")  # wakes no accelerator: nothing is computed
     # Without this the program would name the Python files on this machine that made it.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
         raise UsageError(f"--out {config.out}: is there already; name a new directory")
-    path = config.weights
-    if path.is_dir():
-        path = path / "weights.safetensors"
-    params = load_weights(path)
-    try:
-        sizes = export.layer_sizes(params)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-
+    _, params = load_model(config.weights)
     contents = {}
     for name in dict.fromkeys(config.formats):
         try:
@@ -80,7 +72,8 @@ def main(config: Config) -> None:
         contents[name] = content.encode() if isinstance(content, str) else content
     write(config.out, {FILES[name][0]: content for name, content in contents.items()})
 
-    print(f"Exported {path}, {'-'.join(map(str, sizes))}, to {config.out}")
+    sizes = "-".join(map(str, export.layer_sizes(params)))
+    print(f"Exported {config.weights}, {sizes}, to {config.out}")
     for name, content in contents.items():
         file, use = FILES[name]
         print(f"  {file:19} {len(content) / 1000:5,.0f} kB   {use}")

@@ -63,7 +63,7 @@ class Config:
     torch_order: Literal["modern", "legacy"] = "modern"
     """With --torch-seed: shuffle as PyTorch's DataLoader since 1.6, or as before (legacy)."""
     init: Path | None = None
-    """Weights to start from: a .safetensors file, or with PyTorch installed a .pt file."""
+    """Weights to start from: a .safetensors file, with PyTorch installed a .pt file, or a run."""
     compile_cache: bool = True
     """Keep compiled programs in the user's cache directory and start faster the next time."""
     out: Path | None = None

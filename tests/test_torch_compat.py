@@ -385,8 +385,13 @@ def test_half_precision_is_named(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match=r"^.*/w.safetensors: cannot be read: No such file.*$"):
         load_weights(tmp_path / "w.safetensors")
-    with pytest.raises(DataError, match=r"^.*: cannot be read: Is a directory$"):
+    with pytest.raises(DataError, match=r"^.*/weights.safetensors: cannot be read: No such file"):
         load_weights(tmp_path)
+
+
+def test_a_directory_stands_for_the_weights_in_it(tmp_path):
+    save_weights(tmp_path / "weights.safetensors", small_params())
+    assert_same(small_params(), load_weights(tmp_path))
 
 
 def test_places_that_cannot_be_written(tmp_path):
