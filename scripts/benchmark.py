@@ -24,7 +24,7 @@ SCRIPTS = Path(__file__).parent
 PEERS = SCRIPTS / "peers"
 SIZES, IMAGES = (784, 128, 64, 10), 5 * 60_000
 # What every seed of this training ends in: the mean loss of the fifth epoch, the test accuracy.
-EXPECTED = {"loss": (0.37, 0.41), "accuracy": (0.885, 0.915)}
+EXPECTED = {"loss": (0.36, 0.41), "accuracy": (0.885, 0.915)}
 
 
 class Program(NamedTuple):
