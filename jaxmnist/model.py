@@ -15,7 +15,7 @@ from jaxmnist.types import AnyArray
 def init_linear(key: PRNGKeyArray, inputs: int, features: int) -> dict[str, Array]:
     """A layer's "weight" `[features, inputs]` and "bias" `[features]`, uniform in ±1/sqrt(inputs).
 
-    So starts PyTorch's `nn.Linear` (torch/nn/modules/linear.py, `reset_parameters`). Both are of
+    PyTorch's `nn.Linear` starts so (torch/nn/modules/linear.py, `reset_parameters`). Both are of
     one draw, since each draw takes XLA 50 ms to compile.
     """
     bound = inputs**-0.5
