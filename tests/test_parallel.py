@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -140,8 +141,16 @@ def together(*options: object, numbers: tuple[int, ...] = (0, 1)) -> list[subpro
     return [start(*common, *rendezvous, "--process-id", number) for number in numbers]
 
 
-def told(stdout: str) -> list[str]:
-    return [line for line in stdout.splitlines() if line.startswith("Training loss: ")]
+def told(stdout: str) -> np.ndarray:
+    """The epochs' training loss, test loss and test accuracy in percent."""
+    lines = [line for line in stdout.splitlines() if line.startswith("Training loss: ")]
+    return np.array([re.findall(r"[\d.]+", line) for line in lines], float)
+
+
+def assert_close(stdout: str, alone: str) -> None:
+    """Equal but for rounding, which may move a digit across the border between two classes."""
+    assert told(stdout).shape == told(alone).shape == (2, 3)
+    assert (abs(told(stdout) - told(alone)) < [1e-5, 1e-5, 0.025]).all()
 
 
 @pytest.mark.slow
@@ -151,7 +160,7 @@ def test_train_script_on_devices_and_processes(script, tmp_path):
     out = tmp_path / "out"
     first, second = finish(*together(*options, "--out", out))
     assert first[0] == second[0] == 0, first[2] + second[2]
-    assert told(first[1]) == told(alone)
+    assert_close(first[1], alone)
     assert second[1] == ""
     assert (out / "weights.safetensors").exists()
     devices = start(
@@ -160,7 +169,7 @@ def test_train_script_on_devices_and_processes(script, tmp_path):
     )
     ((code, stdout, stderr),) = finish(devices)
     assert code == 0, stderr
-    assert told(stdout) == told(alone)
+    assert_close(stdout, alone)
     assert "3 devices" in stdout
 
 
