@@ -32,15 +32,15 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(cells)
     peak = summary["peak_gflops"]
     lines = [headline(summary["machine"]), f"device: {summary['machine']['device']}", ""]
-    lines += [*grid(rows), "", f"Median (smallest to largest) of {summary['runs']} runs in turns."]
+    lines += [*grid(rows), ""] if summary["programs"] else []
+    lines += [f"Median (smallest to largest) of {summary['runs']} runs in turns."]
     lines += [f"Matmul peak: NumPy {peak['numpy']:,.0f}, XLA {peak['xla']:,.0f} GFLOP/s."]
-    embedded = summary.get("embedded", {})
-    for key, values in embedded.items():
-        if key != "problem":
+    for row in summary["embedded"].values():
+        for key, values in row["figures"].items():
             what = re.sub("models_([0-9]+)", r"\1 models at once", key).replace("_", " ")
-            lines.append(f"Embedded, {what}: {spread_text(values)}")
-    problems = {name: row["problem"] for name, row in summary["programs"].items()}
-    problems["embedded"] = embedded.get("problem")
+            lines.append(f"{row['label']}, {what}: {spread_text(values)}")
+    rows_by_name = {**summary["programs"], **summary["embedded"]}
+    problems = {name: row["problem"] for name, row in rows_by_name.items()}
     lines += [f"[!] {name}: {problem}" for name, problem in problems.items() if problem]
     lines += [f"Skipped: {name} ({reason})" for name, reason in summary["skipped"].items()]
     return "\n".join(lines)

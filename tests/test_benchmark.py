@@ -113,6 +113,10 @@ def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
         assert row["label"] in stdout
 
 
+STEPS = """import json, os
+print(json.dumps({"loop_to_scan": float(os.environ.get("PJRT_NPROC", 1.5))}))"""
+
+
 @pytest.fixture
 def programs(benchmark, monkeypatch, tmp_path):
     """Stand-ins for the programs, which take no time, and no MNIST."""
@@ -132,6 +136,8 @@ def programs(benchmark, monkeypatch, tmp_path):
         "absent": program("absent", "pass", needs=("no_such_package",)),
         "graphs": program("graphs", "pass", gpu=True),
         "last": program("last", f"print({good.replace('2.0', '3.0')!r})"),
+        "embedded": program("embedded", STEPS, ours=True),
+        "embedded-1": program("embedded-1", STEPS, ours=True, one_thread=True),
     }
     monkeypatch.setattr(benchmark, "PROGRAMS", made)
     monkeypatch.setattr(benchmark.Bench, "prepare", lambda bench: None)
@@ -153,6 +159,17 @@ def test_a_peer_that_cannot_is_named_and_the_others_go_on(benchmark, capsys, tmp
     assert len(rows["last"]["whole_seconds"]["runs"]) == 3
     assert rows["last"]["train_seconds_ratio"] == 1.5
     assert rows["last"]["share_of_peak"] == pytest.approx(136.32 / 3 / 100)
+
+
+@pytest.mark.usefixtures("programs")
+def test_embedded(benchmark, capsys, tmp_path):
+    out = tmp_path / "out.json"
+    benchmark.main(benchmark.Config(runs=2, only=("embedded", "embedded-1"), out=out))
+    text, summary = capsys.readouterr().out, json.loads(out.read_text())
+    assert "embedded, loop to scan: 1.50 (1.50 to 1.50)" in text
+    assert "embedded-1, loop to scan: 1.00 (1.00 to 1.00)" in text
+    assert "whole process" not in text  # no table without rows
+    assert len(summary["embedded"]["embedded-1"]["figures"]["loop_to_scan"]["runs"]) == 2
 
 
 @pytest.mark.usefixtures("programs")

@@ -32,7 +32,9 @@ EPOCHS = 2
 POPULATIONS = {"cpu": (8,), "gpu": (8, 32, 1024)}
 
 # Each core a device, for the models that are trained at once; what trains one uses the first only.
+# With one thread there is but one device, since XLA starts a thread for each at least.
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+cores = int(os.environ.get("PJRT_NPROC", cores))
 jax.config.update("jax_num_cpu_devices", cores)
 
 images, labels, *_ = load()
