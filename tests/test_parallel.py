@@ -15,6 +15,7 @@ import optax
 import pytest
 from conftest import ROOT
 from mesh_worker import BATCHES, EPOCHS, dataset, losses
+from test_resume import told
 
 from jaxmnist import (
     MLP,
@@ -141,16 +142,15 @@ def together(*options: object, numbers: tuple[int, ...] = (0, 1)) -> list[subpro
     return [start(*common, *rendezvous, "--process-id", number) for number in numbers]
 
 
-def told(stdout: str) -> np.ndarray:
+def numbers(stdout: str) -> np.ndarray:
     """The epochs' training loss, test loss and test accuracy in percent."""
-    lines = [line for line in stdout.splitlines() if line.startswith("Training loss: ")]
-    return np.array([re.findall(r"[\d.]+", line) for line in lines], float)
+    return np.array([re.findall(r"[\d.]+", line) for line in told(stdout)], float)
 
 
 def assert_close(stdout: str, alone: str) -> None:
     """Equal but for rounding, which may move a digit across the border between two classes."""
-    assert told(stdout).shape == told(alone).shape == (2, 3)
-    assert (abs(told(stdout) - told(alone)) < [1e-5, 1e-5, 0.025]).all()
+    assert numbers(stdout).shape == numbers(alone).shape == (2, 3)
+    assert (abs(numbers(stdout) - numbers(alone)) < [1e-5, 1e-5, 0.025]).all()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -89,18 +89,16 @@ def loop(state: TrainState) -> Any:
 
 
 def matmuls(weights: list[jax.Array], rows: jax.Array) -> list[jax.Array]:
-    """The step's seven matmuls and the update of the weights as steps of their own, no more."""
+    """The step's eight matmuls and the update of the weights as steps of their own, no more."""
 
-    def product_step(weights: list[jax.Array], _: None) -> tuple[list[jax.Array], jax.Array]:
-        inputs = [rows]
-        for weight in weights:
-            inputs.append(inputs[-1] @ weight.T)
-        delta, grads = inputs[-1], list[jax.Array]()
-        for k in reversed(range(len(weights))):
-            grads.insert(0, delta.T @ inputs[k])
-            delta = delta @ weights[k] if k else delta
+    def forward(weights: list[jax.Array]) -> jax.Array:
+        return reduce(lambda x, weight: x @ weight.T, weights, rows)
+
+    def product_step(weights: list[jax.Array], _: None) -> tuple[list[jax.Array], None]:
+        outputs, backward = jax.vjp(forward, weights)
+        (grads,) = backward(outputs)
         # So little that nothing overflows.
-        return [w - 1e-12 * g for w, g in zip(weights, grads, strict=True)], inputs[-1][0, 0]
+        return jax.tree.map(lambda weight, grad: weight - 1e-12 * grad, weights, grads), None
 
     return jax.lax.scan(product_step, weights, None, length=steps)[0]
 
