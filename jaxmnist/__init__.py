@@ -5,10 +5,10 @@ scanned by you; importing it starts no backend and sets no flag.
 """
 
 from jaxmnist.data import Batch, Dataset, batches, epoch_order
+from jaxmnist.datasets.mnist import load_mnist
 from jaxmnist.errors import DataError, DataNotFoundError, JaxmnistError, NonFiniteLossError
 from jaxmnist.evaluation import evaluate
 from jaxmnist.losses import cross_entropy, nll_loss
-from jaxmnist.mnist import load_mnist
 from jaxmnist.model import MLP
 from jaxmnist.training import (
     TrainState,

@@ -19,3 +19,15 @@ class NonFiniteLossError(JaxmnistError):
 
 class CheckpointError(JaxmnistError):
     """A checkpoint cannot be written, read or used, or another process is at work on them."""
+
+
+class UsageError(JaxmnistError):
+    """What was asked for cannot be done as it was asked; the scripts exit with 2."""
+
+
+class Stopped(Exception):
+    """A signal ended the work in good order; the scripts exit with 128 + its number."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.code = 128 + number

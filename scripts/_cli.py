@@ -22,18 +22,6 @@ Config = TypeVar("Config")
 EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard"}
 
 
-class UsageError(Exception):
-    """An option's value is wrong, which showed only later: exit code 2."""
-
-
-class Stopped(Exception):
-    """A signal has ended the work in good order: exit code 128 + its number."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.code = 128 + number
-
-
 def run(main: Callable[[Config], None], config_type: type[Config], description: str) -> NoReturn:
     """Parse the command line into a `config_type`, call `main` with it and exit.
 
@@ -57,7 +45,11 @@ def _run(main: Callable[[Config], None], config: Config) -> None:
     # XLA calls its own way of tuning for some processors unsupported whenever it loads a program
     # that it compiled and cached on this very machine, at a page of text each (level 2, an error).
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from jaxmnist.errors import JaxmnistError  # not earlier: it loads JAX, which --help must not
+    from jaxmnist.errors import (  # not earlier: it loads JAX, which --help must not
+        JaxmnistError,
+        Stopped,
+        UsageError,
+    )
 
     gc.freeze()
     gc.enable()

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _embedded import png_url, to_svg
-from _output import FREE
+
+from jaxmnist.runs.directory import FREE
 
 if TYPE_CHECKING:
     import numpy as np
-    from _finished import Look, Run
 
     from jaxmnist import Dataset
+    from jaxmnist.runs.finished import Look, Run
 
 STYLE = Path(__file__).with_name("report.css")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import _measure
-from _cli import UsageError, run
+from _cli import run
 from _report import draw_chart, profile_table, table
 
 SCRIPTS = Path(__file__).parent
@@ -121,7 +121,7 @@ class Bench:
         import numpy as np
 
         from jaxmnist import load_mnist
-        from jaxmnist.cache import cache_dir
+        from jaxmnist.datasets.cache import cache_dir
 
         train, test = load_mnist()
         np.savez(
@@ -185,6 +185,8 @@ class Bench:
 
 def main(config: Config) -> None:
     """Measure, show, write."""
+    from jaxmnist.errors import UsageError
+
     for path in (config.out, config.chart):
         if path and not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: there is no directory {path.absolute().parent}")

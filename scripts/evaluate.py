@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from _cli import run
 from _report import grid
-from _setup import WARNING, load
+
+from jaxmnist.runs.programs import WARNING, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ def measure(model: Any, params: Any, test: Any) -> dict[str, Any]:
     import jax
 
     from jaxmnist import evaluate
+    from jaxmnist.metrics import calibration, precision_recall, wilson_interval
     from jaxmnist.predict import predict
-    from jaxmnist.scores import calibration, precision_recall, wilson_interval
 
     # The loss of a model with a log-softmax head is the same: log-softmax leaves it as it is.
     scores = jax.device_get(jax.jit(lambda p, d: evaluate(model.apply, p, d))(params, test))

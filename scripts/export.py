@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from _cli import UsageError, run
+from _cli import run
 
 Format = Literal["safetensors", "stablehlo", "onnx", "page"]
 
@@ -52,6 +52,7 @@ def main(config: Config) -> None:
     import jax
 
     from jaxmnist import JaxmnistError, export
+    from jaxmnist.errors import UsageError
     from jaxmnist.predict import load_model
 
     jax.config.update("jax_platforms", "cpu")  # wakes no accelerator: nothing is computed

@@ -47,8 +47,8 @@ def main(config: Config) -> None:
         make_train_step,
         preprocess,
     )
+    from jaxmnist.datasets.synthetic import load_synthetic
     from jaxmnist.plots import confident_mistakes, digit_grid, loss_curve, mistake_grid
-    from jaxmnist.synthetic import load_synthetic
 
     train, test = jax.device_put(load_mnist(config.data_dir))
     model, tx, key = MLP(), optax.sgd(0.003), jax.random.key(config.seed)

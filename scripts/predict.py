@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from _cli import UsageError, run
+from _cli import run
 
 BAR = 40  # characters that a probability of 1 takes
 PLOTS = (".png", ".pdf", ".svg")
@@ -70,6 +70,8 @@ def main(config: Config) -> None:
 
 def check_plot(config: Config) -> None:
     """Refuse a plot without matplotlib, or in the place of what is read."""
+    from jaxmnist.errors import UsageError
+
     if not config.plot:
         return
     import matplotlib.figure  # noqa: F401

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from _cli import UsageError
 from _cli import run as run_script
 
 if TYPE_CHECKING:
-    from _finished import Run
-
     from jaxmnist import Dataset
+    from jaxmnist.runs.finished import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +35,11 @@ class Config:
 def main(config: Config) -> None:
     """Read the runs, have their models look at their test images, write the page."""
     import matplotlib.figure  # noqa: F401  (to be missed before the work rather than after it)
-    from _finished import look, read
     from _page import page
 
+    from jaxmnist.errors import UsageError
     from jaxmnist.files import replacing
+    from jaxmnist.runs.finished import look, read
 
     if config.out.exists():
         raise UsageError(f"--out {config.out}: is there already; name a new file")
@@ -67,6 +66,8 @@ def main(config: Config) -> None:
 
 def names_of(paths: tuple[Path, ...]) -> dict[str, Path]:
     """The runs by the names of their directories or, where two are alike, by their paths."""
+    from jaxmnist.errors import UsageError
+
     places = [path.resolve() for path in paths]
     for place in places:
         if places.count(place) > 1:
@@ -88,7 +89,7 @@ def names_of(paths: tuple[Path, ...]) -> dict[str, Path]:
 def load_test_set(run: Run, data_dir: Path | None) -> Dataset:
     """The images that the run was tested on."""
     from jaxmnist import load_mnist
-    from jaxmnist.synthetic import load_synthetic
+    from jaxmnist.datasets.synthetic import load_synthetic
 
     return (load_synthetic(run.config["seed"]) if run.drawn else load_mnist(data_dir))[1]
 

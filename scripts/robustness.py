@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from _cli import UsageError, run
+from _cli import run
 from _report import grid
-from _setup import WARNING, load
+
+from jaxmnist.runs.programs import WARNING, load
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
     import numpy as np
@@ -55,8 +56,9 @@ def main(config: Config) -> None:
     import numpy as np
     import tqdm
 
+    from jaxmnist.errors import UsageError
+    from jaxmnist.metrics import wilson_interval
     from jaxmnist.predict import load_model, predict
-    from jaxmnist.scores import wilson_interval
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
     model, params = load_model(config.weights)

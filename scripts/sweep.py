@@ -15,10 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
-from _cli import UsageError, run
-from _compile_cache import compile_cache
+from _cli import run
 from _report import grid as markdown
-from _setup import WARNING, find_devices, load, make_optimizer
+
+from jaxmnist.runs.compile_cache import compile_cache
+from jaxmnist.runs.programs import WARNING, find_devices, load, make_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxmnist import Dataset
-    from jaxmnist.mnist import Mnist
+    from jaxmnist.datasets.mnist import Mnist
     from jaxmnist.sweep import Sweep
 
 
@@ -96,7 +97,8 @@ def main(config: Config) -> None:
     import jax
     import tqdm
 
-    from jaxmnist import cache
+    from jaxmnist.datasets import cache
+    from jaxmnist.errors import UsageError
     from jaxmnist.files import replacing
     from jaxmnist.sweep import run_sweep, sweep_figure
 
@@ -145,6 +147,8 @@ def cores() -> int:
 
 def check_files(config: Config) -> None:
     """Refuse files that are there or cannot be made, and a plot without matplotlib."""
+    from jaxmnist.errors import UsageError
+
     if config.plot:
         import matplotlib.figure  # noqa: F401
     for name, path in (("out", config.out), ("plot", config.plot)):

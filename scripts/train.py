@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import _cli as cli
-from _cli import Stopped, UsageError
-from _compile_cache import compile_cache
-from _distributed import any_process, from_first, together
-from _output import Output
-from _setup import WARNING, build, find_devices, first_shapes, load
-from _signals import Signals
+
+from jaxmnist.runs.compile_cache import compile_cache
+from jaxmnist.runs.directory import Output
+from jaxmnist.runs.processes import any_process, from_first, together
+from jaxmnist.runs.programs import WARNING, build, find_devices, first_shapes, load
+from jaxmnist.runs.signals import Signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,9 @@ def train(config: Config, output: Output) -> None:
     import jax
     import tqdm
 
-    from jaxmnist import cache, check_finite
+    from jaxmnist import check_finite
+    from jaxmnist.datasets import cache
+    from jaxmnist.errors import Stopped, UsageError
 
     clock = Clock()
     device, mesh = find_devices(config)

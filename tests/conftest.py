@@ -19,7 +19,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as scripts/_cli.py does, which comes
 import jax  # noqa: E402
 
 from jaxmnist.data import Dataset  # noqa: E402
-from jaxmnist.mnist import FILES, load_mnist  # noqa: E402
+from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

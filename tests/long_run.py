@@ -14,7 +14,8 @@ from pathlib import Path
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before JAX is imported, which the script does later
 
 import jaxmnist
-from jaxmnist import Dataset, synthetic
+from jaxmnist import Dataset
+from jaxmnist.datasets import synthetic
 
 traced = 0
 load, make = synthetic.load_synthetic, jaxmnist.make_train_step

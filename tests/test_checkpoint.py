@@ -17,10 +17,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import MLP, Batch, TrainState, checkpoint, checkpoint_file, init_state
+from jaxmnist import MLP, Batch, TrainState, init_state
 from jaxmnist import make_train_step as make_step
 from jaxmnist.errors import CheckpointError
 from jaxmnist.files import replacing
+from jaxmnist.runs import checkpoint, checkpoint_file
 
 
 def small(step: int = 7, width: int = 3) -> TrainState:
@@ -414,7 +415,8 @@ import os, random, signal, sys, time
 from pathlib import Path
 
 import numpy as np
-from jaxmnist import TrainState, checkpoint
+from jaxmnist import TrainState
+from jaxmnist.runs import checkpoint
 from jaxmnist.errors import CheckpointError
 
 directory = Path(sys.argv[1])

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxmnist.datasets.tfds import FILES, download, probe
 from jaxmnist.errors import DataError, DataNotFoundError
-from jaxmnist.tfds_source import FILES, download, probe
 
 Handler = http.server.BaseHTTPRequestHandler
 
@@ -238,7 +238,7 @@ def test_an_interrupted_download_leaves_no_process_and_no_file(tmp_path, stall, 
     script = tmp_path / "script.py"
     script.write_text(
         "import pathlib, sys\n"
-        "from jaxmnist.tfds_source import download\n"
+        "from jaxmnist.datasets.tfds import download\n"
         "download(pathlib.Path(sys.argv[1]), base_url=sys.argv[2])\n"
     )
     destination = tmp_path / "mnist"

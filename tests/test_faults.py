@@ -15,7 +15,7 @@ from conftest import ROOT
 from test_resume import QUICK, ending, told
 from test_train_script import refused
 
-from jaxmnist import cache, checkpoint_file
+from jaxmnist.datasets import cache, checkpoint_file
 
 OPTIONS = (*QUICK, "--resume", "--epochs", 3)
 

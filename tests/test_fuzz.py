@@ -48,18 +48,18 @@ import os, sys
 
 if "--multiprocessing-fork" in sys.orig_argv:
     import types
-    import jaxmnist.checkpoint, jaxmnist.idx, jaxmnist.predict, jaxmnist.torch_compat, numpy
+    import jaxmnist.runs.checkpoint, jaxmnist.datasets.idx, jaxmnist.predict, jaxmnist.torch_compat, numpy
 
-    jaxmnist.idx.zlib = types.SimpleNamespace(error=KeyError)  # errors of gzip's data get through
+    jaxmnist.datasets.idx.zlib = types.SimpleNamespace(error=KeyError)  # errors of gzip's data get through
     load_weights = jaxmnist.torch_compat.load_weights
     jaxmnist.torch_compat.load_weights = lambda path: (load_weights(path), os.abort())
-    load = jaxmnist.checkpoint.load
+    load = jaxmnist.runs.checkpoint.load
 
     def wrong(path, like):
         found = load(path, like)
         return found._replace(state=found.state._replace(step=numpy.int32(8)))
 
-    jaxmnist.checkpoint.load = wrong
+    jaxmnist.runs.checkpoint.load = wrong
     read_image = jaxmnist.predict.read_image
     jaxmnist.predict.read_image = lambda path: read_image(path) ^ (path.suffix == ".png")
 """

@@ -10,9 +10,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from _logs import EventLog, StepLog
-
 from jaxmnist import DataError
+from jaxmnist.runs.logs import EventLog, StepLog
 
 
 def uninstall(monkeypatch, *packages):
@@ -201,7 +200,8 @@ def test_events_that_could_not_be_written_are_made_anew(tmp_path):
 @pytest.fixture
 def few_digits(monkeypatch):
     """Drawn digits are few, and quickly made."""
-    from jaxmnist import Dataset, synthetic
+    from jaxmnist import Dataset
+    from jaxmnist.datasets import synthetic
 
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (1200, 28, 28), np.uint8), np.arange(1200) % 10
@@ -220,7 +220,7 @@ def test_a_resumed_run_has_logged_what_an_undisturbed_one_has(
     script, tmp_path, few_digits, monkeypatch
 ):
     pytest.importorskip("tensorboard")
-    from jaxmnist import checkpoint
+    from jaxmnist.runs import checkpoint
 
     def save(writer, state, **more):  # each of them: a quick run leaves some of its own out
         checkpoint.save(writer._directory, state, **more)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jaxmnist import DataError, DataNotFoundError, cache, load_mnist
-from jaxmnist import mnist as mnist_module
-from jaxmnist.idx import read_idx
-from jaxmnist.mnist import FILES, find_mnist
+from jaxmnist.datasets import mnist as mnist_module
+from jaxmnist.datasets.idx import read_idx
+from jaxmnist.datasets.mnist import FILES, find_mnist
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 

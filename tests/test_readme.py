@@ -16,7 +16,7 @@ def numbers(line):
 
 def test_the_examples_run(capsys, monkeypatch):
     """All of them in one namespace, one after the other, as a reader would type them."""
-    import jaxmnist.synthetic as synthetic
+    import jaxmnist.datasets.synthetic as synthetic
     from jaxmnist import Dataset
 
     drawn = synthetic.load_synthetic()

@@ -15,7 +15,8 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 from test_logs import uninstall
 
-from jaxmnist import Dataset, synthetic
+from jaxmnist import Dataset
+from jaxmnist.datasets import synthetic
 from jaxmnist.torch_compat import TorchGenerator, init_params, save_weights
 
 VOID = {"meta", "img", "br"}

@@ -132,7 +132,7 @@ def test_a_directory_of_something_else_is_refused(script, tmp_path):
 
 
 def test_two_processes_on_one_directory(script, tmp_path):
-    from jaxmnist import checkpoint
+    from jaxmnist.runs import checkpoint
 
     with checkpoint.lock(tmp_path / "out"):
         result = script("train.py", *QUICK, "--out", tmp_path / "out")

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import cache, synthetic
 from jaxmnist.data import Dataset, epoch_order
+from jaxmnist.datasets import cache, synthetic
+from jaxmnist.datasets.synthetic import draw_digits, load_synthetic
 from jaxmnist.evaluation import evaluate
 from jaxmnist.model import MLP
-from jaxmnist.synthetic import draw_digits, load_synthetic
 from jaxmnist.training import init_state, make_train_epoch, make_train_step
 
 LABELS = np.arange(30, dtype=np.int32) % 10

@@ -15,8 +15,8 @@ from PIL import Image
 from tensorflow_datasets.core.hashing import Hasher
 from tensorflow_datasets.proto import tf_example_pb2
 
+from jaxmnist.datasets.tfds import FILES, find_prepared, read_prepared, stored_order
 from jaxmnist.errors import DataError
-from jaxmnist.tfds_source import FILES, find_prepared, read_prepared, stored_order
 
 
 def tfrecord_of(image: np.ndarray, label: int) -> bytes:
@@ -43,7 +43,7 @@ def small_copy(data_dir: Path, size: tuple[int, int] = (28, 28)) -> Path:
 
 def test_importing_the_module_imports_no_heavy_library():
     heavy = ["tensorflow_datasets", "array_record", "PIL", "requests", "tqdm", "tensorflow"]
-    program = f"import sys, jaxmnist.tfds_source; print(sorted(set({heavy}) & set(sys.modules)))"
+    program = f"import sys, jaxmnist.datasets.tfds; print(sorted(set({heavy}) & set(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

@@ -260,7 +260,7 @@ def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
     import optax
 
     from jaxmnist import MLP, TrainState, make_train_epoch, make_train_step
-    from jaxmnist.synthetic import load_synthetic
+    from jaxmnist.datasets.synthetic import load_synthetic
     from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 
     options = f"--dataset synthetic --epochs 2 --torch-seed -7 --torch-order {order}".split()

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
-from jaxmnist import cache
 from jaxmnist.data import Dataset
+from jaxmnist.datasets import cache
 
 # One skeleton a line: the digit, how often it is chosen relative to the digit's others, and the
 # strokes as `x y` points in a 20x20 box, y downwards. A Catmull-Rom curve runs through the points,

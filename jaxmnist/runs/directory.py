@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _cli import UsageError
-from _logs import EventLog, StepLog
+from jaxmnist.errors import UsageError
+from jaxmnist.runs.logs import EventLog, StepLog
 
 if TYPE_CHECKING:
     import numpy as np
 
     from jaxmnist import Dataset
-    from jaxmnist.checkpoint import Checkpoint
+    from jaxmnist.runs.checkpoint import Checkpoint
 
 # Options that do not make it another run: where it trains, for how long, what it leaves.
 FREE = {
@@ -49,8 +49,8 @@ class Output:
         if self._tensorboard:
             self._events = EventLog(self._out / "tensorboard")
         self._steps = StepLog(self._out / "steps.jsonl")
-        from jaxmnist import checkpoint
         from jaxmnist.files import leftovers
+        from jaxmnist.runs import checkpoint
 
         out, new = self._out, not self._out.exists()
         if not new and not out.is_dir():
@@ -76,7 +76,7 @@ class Output:
         """Compare the options with the run's that is there, if any; its newest good checkpoint."""
         if self._out is None:
             return None
-        from jaxmnist import checkpoint
+        from jaxmnist.runs import checkpoint
 
         path, found = self._out / "config.json", None
         options = json.loads(json.dumps(options, default=str))
@@ -152,7 +152,7 @@ class Output:
     def draw(self, test: Dataset) -> None:
         """Draw the pictures of the finished run."""
         if self._out is not None:
-            from _finished import draw
+            from jaxmnist.runs.finished import draw
 
             with _naming(self._out, "drawn into"):
                 draw(self._out, test)

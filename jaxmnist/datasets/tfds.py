@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmnist import idx
+from jaxmnist.datasets import idx
 from jaxmnist.errors import DataError, DataNotFoundError
 
 # The address from which TFDS takes MNIST, and under which its checksums are registered.
@@ -26,7 +26,7 @@ MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 FILES = tuple(f"{name}.gz" for name, _ in idx.FILES.values())
 _DOWNLOAD_BYTES = 11_594_722  # the four files together
 _PROBE_SECONDS = 4.0
-_CHILD = "from jaxmnist.tfds_source import _child; _child()"
+_CHILD = "from jaxmnist.datasets.tfds import _child; _child()"
 _WRONG_CHECKSUM = 3  # its exit status
 _SPLITS = {"train": 60_000, "test": 10_000}
 _SHARD = f"{'[0-9]' * 5}-of-{'[0-9]' * 5}"

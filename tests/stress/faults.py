@@ -185,8 +185,8 @@ class Saving(Bench):
     def left(self, place: Path) -> Iterator[str]:
         """Checkpoints that are not whole, half-written files, files in wrong places."""
         from jaxmnist import JaxmnistError
-        from jaxmnist.checkpoint_file import read
         from jaxmnist.files import leftovers
+        from jaxmnist.runs.checkpoint_file import read
 
         for path in (place / "out").glob("checkpoint-*.safetensors"):
             try:
@@ -203,7 +203,7 @@ class Loading(Bench):
     kinds = ("load", "cached", "serve")
 
     def __init__(self, root: Path, files: Path) -> None:
-        from jaxmnist import cache
+        from jaxmnist.datasets import cache
 
         unset = ("JAXMNIST_DATA_DIR", "TFDS_DATA_DIR", "http_proxy", "HTTP_PROXY", "ALL_PROXY")
         places = {"HOME": str(root), "JAXMNIST_CACHE_DIR": str(root / "cache")}
@@ -273,7 +273,7 @@ def undergo() -> None:
     sys.argv = [str(SCRIPTS / "train.py"), *options]
     cause = CASES[int(number)].cause if int(number) != UNDISTURBED else ""
     if url:
-        from jaxmnist import tfds_source
+        from jaxmnist.datasets import tfds as tfds_source
 
         tfds_source.probe.__defaults__ = (url,)
         defaults = tfds_source.download.__kwdefaults__ or {}

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _cli import UsageError
+from jaxmnist.errors import UsageError
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
     import jax
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the functions import what they use, so that --help does not
     from jax.sharding import Mesh
 
     from jaxmnist import Dataset, TrainState
-    from jaxmnist.mnist import Mnist
+    from jaxmnist.datasets.mnist import Mnist
 
 WARNING = (
     "WARNING: this is NOT MNIST but digits drawn by a program: "
@@ -209,8 +209,8 @@ def find_devices(config: Any) -> tuple[jax.Device, Mesh | None]:
 def load(config: Any) -> tuple[Mnist, bool]:
     """The data, and whether it is drawn digits standing in for an MNIST that cannot be had."""
     from jaxmnist import DataNotFoundError
-    from jaxmnist.mnist import Mnist, find_mnist
-    from jaxmnist.synthetic import load_synthetic
+    from jaxmnist.datasets.mnist import Mnist, find_mnist
+    from jaxmnist.datasets.synthetic import load_synthetic
 
     if config.dataset != "synthetic":
         try:

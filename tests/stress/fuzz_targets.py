@@ -41,12 +41,12 @@ class Target(Protocol):
 
 
 class Idx:
-    """Official files, raw and gzipped: jaxmnist.idx.read_idx."""
+    """Official files, raw and gzipped: jaxmnist.datasets.idx.read_idx."""
 
     shapes = ((6, 4, 5), (40,))
 
     def __init__(self) -> None:
-        from jaxmnist.idx import read_idx  # here, so that no file seems slow because of it
+        from jaxmnist.datasets.idx import read_idx  # here, so that no file seems slow because of it
 
         self._read = read_idx
 
@@ -143,12 +143,13 @@ class Weights:
 
 
 class Checkpoints:
-    """Checkpoints: jaxmnist.checkpoint.load."""
+    """Checkpoints: jaxmnist.runs.checkpoint.load."""
 
     mark = b'"jaxmnist_checkpoint":"{\\"sha256\\": \\"'
 
     def __init__(self) -> None:
-        from jaxmnist import TrainState, checkpoint
+        from jaxmnist import TrainState
+        from jaxmnist.runs import checkpoint
 
         self._load = checkpoint.load
         params = {"kernel": np.random.default_rng(0).normal(size=(2, 3)), "bias": np.ones(3, "f2")}

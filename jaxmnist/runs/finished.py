@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _cli import UsageError
-from _logs import StepLog
+from jaxmnist.errors import UsageError
+from jaxmnist.runs.logs import StepLog
 
 if TYPE_CHECKING:
     import numpy as np

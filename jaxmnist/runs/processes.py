@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from _cli import UsageError
+from jaxmnist.errors import UsageError
 
 
 @contextlib.contextmanager

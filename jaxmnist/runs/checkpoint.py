@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmnist.checkpoint_file import describe, encode, named_leaves, read
 from jaxmnist.errors import CheckpointError
 from jaxmnist.files import leftovers, replacing
+from jaxmnist.runs.checkpoint_file import describe, encode, named_leaves, read
 from jaxmnist.training import TrainState
 
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")

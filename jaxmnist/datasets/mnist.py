@@ -13,10 +13,10 @@ from typing import NamedTuple
 import filelock
 import numpy as np
 
-from jaxmnist import cache, tfds_source
 from jaxmnist.data import Dataset
+from jaxmnist.datasets import cache
+from jaxmnist.datasets.idx import FILES, read_idx
 from jaxmnist.errors import DataError, DataNotFoundError
-from jaxmnist.idx import FILES, read_idx
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -97,13 +97,13 @@ def _idx_files(directory: Path) -> dict[str, Path]:
 
 
 def _from_tfds() -> Mnist | None:
-    directory = tfds_source.find_prepared()
+    directory = tfds.find_prepared()
     if directory is None:
         return None
     return _through_cache(
         f"{directory} (prepared by tensorflow-datasets)",
         directory.iterdir(),
-        lambda: tfds_source.read_prepared(directory),
+        lambda: tfds.read_prepared(directory),
     )
 
 
@@ -116,7 +116,7 @@ def _from_cache() -> Mnist | None:
 
 def _from_download(progress: bool) -> Mnist:
     try:
-        tfds_source.probe()
+        tfds.probe()
     except DataNotFoundError as error:
         raise DataNotFoundError(
             f"MNIST is neither in {NOTEBOOK_DIR} nor prepared by tensorflow-datasets nor cached, "
@@ -133,9 +133,9 @@ def _from_download(progress: bool) -> Mnist:
             if cached is not None:
                 return cached
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxmnist-")))
-        tfds_source.download(directory, progress=progress)
+        tfds.download(directory, progress=progress)
         paths = {name: directory / f"{file}.gz" for name, (file, _) in FILES.items()}
-        return _fresh(tfds_source.MNIST_URL, "", lambda: _read(paths))
+        return _fresh(tfds.MNIST_URL, "", lambda: _read(paths))
 
 
 def _through_cache(source: str, files: Iterable[Path], parse: Callable[[], Arrays]) -> Mnist:
