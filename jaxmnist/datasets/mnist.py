@@ -14,7 +14,7 @@ import filelock
 import numpy as np
 
 from jaxmnist.data import Dataset
-from jaxmnist.datasets import cache
+from jaxmnist.datasets import cache, tfds
 from jaxmnist.datasets.idx import FILES, read_idx
 from jaxmnist.errors import DataError, DataNotFoundError
 

@@ -10,6 +10,7 @@ They are about as hard as MNIST: the notebook's recipe ends with a training loss
 accuracy of 90 % (three seeds; on MNIST 0.38 and 90 %).
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -90,10 +91,11 @@ def _curve(controls: np.ndarray, steps: int = 24) -> np.ndarray:
     return np.vstack([*spans, controls[-1:]])
 
 
-def _read_skeletons(table: str) -> _Skeletons:
-    """Sample every skeleton at points evenly spaced along its strokes."""
+@functools.cache  # and not at import, which everybody pays for
+def _skeletons() -> _Skeletons:
+    """Every skeleton, sampled at points evenly spaced along its strokes."""
     paths, downs, digits, weights = [], [], [], []
-    for line in table.strip().splitlines():
+    for line in _SKELETONS.strip().splitlines():
         head, body = line.split("|")
         digit, weight = head.split()
         curves = [
@@ -120,9 +122,6 @@ def _read_skeletons(table: str) -> _Skeletons:
         np.array(downs, np.float32),
         (chances / chances[:, -1:]).astype(np.float32),
     )
-
-
-_SAMPLED = _read_skeletons(_SKELETONS)
 
 
 def _matmul(a: Array | np.ndarray, b: Array) -> Array:
@@ -157,9 +156,9 @@ def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28
     """One image: choose a skeleton, write it, fit and centre it, lay the ink."""
     style_key, hand_key, place_key = jax.random.split(key, 3)
     chance = jax.random.uniform(style_key, dtype=jnp.float32)
-    style = jnp.sum(chance >= jnp.asarray(_SAMPLED.chances)[label])
+    style = jnp.sum(chance >= jnp.asarray(_skeletons().chances)[label])
     hand = jax.random.truncated_normal(hand_key, -2, 2, (34,), jnp.float32)
-    path = _write(jnp.asarray(_SAMPLED.paths)[style], hand[:29])
+    path = _write(jnp.asarray(_skeletons().paths)[style], hand[:29])
 
     # A line of ink a * exp(-d^2 / 2s^2) is half white, ink = ln 2, at d = s * sqrt(2 ln(a / ln 2)):
     # `radius` is half of its width in pixels, `sigma` the softness of its edge.
@@ -172,7 +171,7 @@ def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28
     step = jnp.diff(path, axis=0)
     dots = path[1:] - step / 2
     pressure = jnp.exp(0.2 * _matmul(_waves(3, _POINTS - 1), hand[31:]))
-    length = jnp.sqrt(jnp.sum(step**2, axis=1)) * jnp.asarray(_SAMPLED.pen_down)[style]
+    length = jnp.sqrt(jnp.sum(step**2, axis=1)) * jnp.asarray(_skeletons().pen_down)[style]
 
     # MNIST was centred by whole pixels, so its centres of mass are up to half a pixel off 14.
     centre = jax.random.uniform(place_key, (2,), jnp.float32, 13.5, 14.5)
