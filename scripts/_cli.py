@@ -1,83 +1,173 @@
-"""What every script does around its work: options in, one clear line and an exit code out."""
+"""What every script does around its work: options in, one clear line and an exit code out.
+
+A script begins so; it then also runs under `python -P`, `-I` and `-m scripts.NAME`, and Ctrl-C
+during its imports is one line:
+
+    import os
+    import sys
+
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import _cli as cli
+    from _options import DataOptions
+
+and ends so, with a `main(options)` that imports jaxmnist itself, since `--help` must not wait for
+JAX:
+
+    if __name__ == "__main__":
+        cli.run(main, Options, __doc__)
+
+Within `run` a print cannot fail: what the output's encoding lacks is escaped, and where stdout or
+stderr is closed or on a full disk the work goes on. With `result_on_stdout=True`, for a script
+that has no other result, the code is 1 if stdout was lost. `install_hint(extra)` is the command
+that installs an extra.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+
+def _fail(message: str, code: int) -> int:
+    # An option's value or a file's name may hold what would do something to the terminal.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    text = f"{os.path.basename(sys.argv[0])}: error: {line}\n"
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # there is nobody to tell
+    return code
+
+
+def _exit_interrupted(*_: object) -> None:
+    """End at once: with threads of XLA at work the interpreter crashes on its way out."""
+    os._exit(_fail("interrupted", 130))
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _exit_interrupted)  # `run` gives it back
 
 import contextlib
+import difflib
 import gc
 import io
 import itertools
-import os
-import sys
-from collections.abc import Callable
+import re
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+if os.environ.get("NO_COLOR"):
+    os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"
 try:
     import tyro
 except ModuleNotFoundError as missing:
-    sys.exit(
-        f"error: {missing.name} is not installed for this Python; see Quick start in README.md"
-    )
+    sys.exit(f"error: {missing.name} is not installed for this Python; see Install in README.md")
 
-Config = TypeVar("Config")
+Options = TypeVar("Options")
+ROOT = Path(__file__).resolve().parent.parent
 # Optional packages, and the extra that brings each.
 EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard"}
 
 
-def run(main: Callable[[Config], None], config_type: type[Config], description: str) -> NoReturn:
-    """Parse the command line into a `config_type`, call `main` with it and exit.
+def run(
+    main: Callable[[Options], None],
+    options_type: type[Options],
+    description: str | None,
+    *,
+    result_on_stdout: bool = False,
+) -> NoReturn:
+    """Parse the command line into an `options_type`, call `main` with it and exit.
 
-    The code is 0 when done, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM and 1 for every
-    other error that a user can cause; each error is one line. Errors that are ours keep their
-    traceback.
+    The code is 0 when done, 2 for wrong usage, 128 + its number for a signal and 1 for every other
+    error that a user can cause; each error is one line. Errors that are ours keep their traceback.
     """
     gc.disable()  # importing JAX makes a million objects and no garbage; looking for it takes 0.1 s
-    try:
-        _run(main, _parse(config_type, description))
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:  # whoever read our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    gc.freeze()  # nor is there any to be found in all that when the interpreter ends
-    sys.exit(0)
-
-
-def _run(main: Callable[[Config], None], config: Config) -> None:
     # XLA calls its own way of tuning for some processors unsupported whenever it loads a program
     # that it compiled and cached on this very machine, at a page of text each (level 2, an error).
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from jaxmnist.errors import (  # not earlier: it loads JAX, which --help must not
-        JaxmnistError,
-        Stopped,
-        UsageError,
-    )
+    # 1 is what JAX itself exports to child processes.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    for number in (0, 1, 2):  # or the next file that is opened would be taken for one of them
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)
+    stderr = _Stream(sys.stderr, 2)
+    stdout = _Stream(sys.stdout, 1, notices=stderr)
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            _run(main, _parse(options_type, description or ""))
+            stdout.flush()
+        except KeyboardInterrupt:
+            _exit_interrupted()
+        except BrokenPipeError:  # whoever read our output has gone, as with `| head`
+            stdout.give_up()
+            sys.exit(1)
+        except Exception as error:
+            sys.exit(_explain(error))
+    gc.freeze()  # nor is there any to be found in all that when the interpreter ends
+    sys.exit(1 if result_on_stdout and stdout.lost else 0)
+
+
+def _run(main: Callable[[Options], None], options: Options) -> None:
+    import jaxmnist  # noqa: F401  (in the middle of an import a KeyboardInterrupt breaks things)
 
     gc.freeze()
     gc.enable()
-    try:
-        main(config)
-        sys.stdout.flush()
-    except UsageError as error:
-        _fail(str(error), 2)
-    except Stopped as stop:
-        _fail(str(stop), stop.code)
-    except JaxmnistError as error:
-        _fail(str(error), 1)
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        _fail(f"this needs {error.name}: pip install 'jaxmnist[{EXTRAS[error.name]}]'", 1)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
+    if signal.getsignal(signal.SIGINT) is _exit_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    main(options)
+
+
+def _explain(error: Exception) -> int:
+    """Print the line of an error that a user can cause, and give its exit code; raise others."""
+    from jaxmnist.errors import JaxmnistError, Stopped, UsageError
+
+    if isinstance(error, Stopped):
+        return _fail(str(error), error.code)
+    if isinstance(error, JaxmnistError):
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return _fail(f"this needs {error.name}: {install_hint(EXTRAS[error.name])}", 1)
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1)
+        return _fail(f"{where}{error.strerror or error}", 1)
+    raise error
 
 
-def _parse(config_type: type[Config], description: str) -> Config:
+def install_hint(extra: str) -> str:
+    """The command that installs an extra, to be pasted where the script was run."""
+    here = Path.cwd()
+    root = "." if here == ROOT else str(ROOT)
+    pip = Path(sys.executable).with_name("pip")
+    if pip.is_relative_to(here):
+        pip = pip.relative_to(here)
+    return f"{shlex.quote(str(pip))} install -e {shlex.quote(f'{root}[{extra}]')}"
+
+
+def _parse(options_type: type[Options], description: str) -> Options:
+    if "--version" in sys.argv[1:]:
+        import importlib.metadata
+
+        print(importlib.metadata.version("jaxmnist"))
+        sys.stdout.flush()
+        sys.exit(0)
+    for before, argument in itertools.pairwise(sys.argv):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            sys.exit(_fail(f"{argument or before} has an empty value (see --help)", 2))
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(config_type, description=description)
+            options, unknown = tyro.cli(
+                options_type,
+                description=f"{description.strip()}\n\n--version prints the version.\n",
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+                return_unknown_args=True,
+            )
     except SystemExit as stop:
         if stop.code == 0:
             sys.stdout.flush()
@@ -86,12 +176,73 @@ def _parse(config_type: type[Config], description: str) -> Config:
         # terminal has no lines, they are of hyphens, and a rule comes before the message too.
         lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
         parts = itertools.groupby(lines, key=lambda line: set(line) <= set("─-"))
-        message = next((list(part) for is_rule, part in parts if not is_rule), ["wrong usage"])
-        _fail(f"{' '.join(message)} (see --help)", 2)
+        message = next((" ".join(part) for is_rule, part in parts if not is_rule), "wrong usage")
+        message = re.sub(r"^Error parsing (?!-)\S+: ", "", message)  # the class
+        sys.exit(_fail(f"{message} (see --help)", 2))
+    if unknown:
+        option = unknown[0].partition("=")[0]
+        close = difflib.get_close_matches(option, _names(options), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        sys.exit(_fail(f"{option} is no option{hint} (see --help)", 2))
+    return options
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    # An option's value or a file's name may hold what would do something to the terminal.
-    one_line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
-    sys.exit(code)
+def _names(options: Any) -> Iterator[str]:
+    """The options of a dataclass and of those in it, as they are on the command line."""
+    for name, value in vars(options).items():
+        if hasattr(value, "__dataclass_fields__"):
+            yield from _names(value)
+        else:
+            yield f"--{name.replace('_', '-')}"
+
+
+class _Stream(io.TextIOBase):
+    """Writes to a stream for as long as that can be written to; `lost` is the reason why not."""
+
+    def __init__(self, stream: Any, number: int, notices: Any = None) -> None:
+        self.lost: str | None = None if stream else "closed"  # as sys.stdout is after `>&-`
+        self._stream, self._number, self._notices = stream, number, notices
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write, or pass over what nobody can read."""
+        return self._try(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        """Flush, if there is what can be flushed."""
+        self._try(lambda: self._stream.flush(), None)
+
+    def fileno(self) -> int:
+        """The stream's file descriptor."""
+        return self._number if self._stream is None else self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self.lost is None and self._stream.isatty()
+
+    def give_up(self) -> None:
+        """What is still in the stream's buffer goes nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+    def _try(self, action: Callable[[], Any], otherwise: Any) -> Any:
+        if self.lost is not None:
+            return otherwise
+        try:
+            return action()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.lost = str(error.strerror or error)
+            self.give_up()
+            if self._notices:
+                print(f"Warning: the output is lost: {self.lost}; going on", file=self._notices)
+            return otherwise

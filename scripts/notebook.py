@@ -1,6 +1,5 @@
 """The PyTorch notebook in JAX, cell by cell, each of its numbers beside our own."""
 # Cells import where they first need something; and to mypy, any Linen `apply` may return a tuple.
-# ruff: noqa: E402
 # mypy: disable-error-code=arg-type
 
 # %% [markdown]

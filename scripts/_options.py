@@ -1,0 +1,216 @@
+"""Options that several scripts have: each is named, checked and explained here, once.
+
+A script's `Options` is a frozen dataclass with one of these groups in each field; the field's name
+is the group's title in `--help`. The names on the command line have no prefix:
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        model: ModelOptions = ModelOptions()
+        data: DataOptions = DataOptions()
+        plot: FilePath = None
+        '''File for a plot.'''
+
+`--data-dir` is then `options.data.data_dir`. A script that needs one option more in a group
+inherits from the group. Each group checks itself in `__post_init__`; a wrong value is a UsageError,
+exit code 2.
+
+Groups: DataOptions (dataset, data_dir), SeededDataOptions (+ seed), TrainingOptions (epochs,
+batch_size, validation), ModelOptions (hidden, loss), OptimizerOptions (optimizer, momentum,
+weight_decay), DeviceOptions (device, compile_cache), ProcessOptions (distributed, coordinator,
+processes, process_id, timeout). For a script's own fields: FilePath (a path or None), Weights (the
+positional WEIGHTS), Flag (True where it is given); and for its checks: `wrong`, `at_least`,
+`check_seed`, `check_path`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import tyro
+
+# What `--help` shows for an option that may be left out: no "{None}|PATH", no "(default: None)".
+FilePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+Weights = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
+
+MAX_SEED = 2**32 - 1
+
+
+def wrong(message: str) -> NoReturn:
+    """Raise a UsageError."""
+    from jaxmnist.errors import UsageError  # not at the top: it imports JAX, and --help must not
+
+    raise UsageError(message)
+
+
+def at_least(low: float, **options: float) -> None:
+    """Each option is a finite number of at least `low`."""
+    for name, value in options.items():
+        if not low <= value < math.inf:
+            wrong(f"--{name.replace('_', '-')} must be at least {low}, not {value}")
+
+
+def check_seed(**options: int) -> None:
+    """Each option is the seed of a JAX key: 32 bits."""
+    for name, value in options.items():
+        if not 0 <= value <= MAX_SEED:
+            wrong(f"--{name.replace('_', '-')} must be at least 0 and below 2**32, not {value}")
+
+
+def check_path(**options: Path | None) -> None:
+    """Each option, if given, is the name of a file or directory on this machine."""
+    for name, path in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if path is None:
+            continue
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+            wrong(f"{option} {path}: a URL; name a path on this machine")
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            wrong(f"{option} {path}: the name is not UTF-8; use another")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Where the images come from."""
+
+    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
+    """MNIST, or digits drawn by a program; auto draws them only where MNIST cannot be had."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
+
+    def __post_init__(self) -> None:
+        """Refuse a directory that would not be read."""
+        if self.data_dir and self.dataset == "synthetic":
+            wrong("--data-dir is MNIST's; --dataset synthetic reads no files")
+        check_path(data_dir=self.data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeededDataOptions(DataOptions):
+    """Where the images come from, for a script that tests a model."""
+
+    seed: int = 0
+    """Seed of what is random; for synthetic digits it must be the seed of the training."""
+
+    def __post_init__(self) -> None:
+        """Refuse a seed that no training can have had."""
+        super().__post_init__()
+        check_seed(seed=self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How long and on what to train."""
+
+    epochs: int = 5
+    """How often every training image is seen."""
+    batch_size: int = 64
+    """Images in a step."""
+    validation: int = 0
+    """Hold out the last N training images and evaluate on them too."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is loaded."""
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(0, validation=self.validation)
+        if self.epochs >= 2**31:
+            wrong(f"--epochs must be below 2**31, not {self.epochs}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The network."""
+
+    hidden: tuple[int, ...] = (128, 64)
+    """Width of each hidden layer."""
+    loss: Literal["cross_entropy", "nll"] = "cross_entropy"
+    """Cross-entropy on logits, or negative log likelihood on a log-softmax output."""
+
+    def __post_init__(self) -> None:
+        """Refuse widths that no layer has."""
+        if any(not 1 <= width < 2**31 for width in self.hidden):
+            widths = " ".join(map(str, self.hidden))
+            wrong(f"--hidden needs widths of at least 1 and below 2**31, not {widths}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer, one of optax's."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD, Adam, or AdamW."""
+    momentum: float = 0.0
+    """Momentum of SGD."""
+    weight_decay: OptionalFloat = None
+    """Weight decay of AdamW. Default: optax's 0.0001; PyTorch's is 0.01."""
+
+    def __post_init__(self) -> None:
+        """Refuse what the optimizer does not have."""
+        if not 0 <= self.momentum < 1:
+            wrong(f"--momentum must be in [0, 1), not {self.momentum}")
+        if self.momentum and self.optimizer != "sgd":
+            wrong(f"--momentum is SGD's; --optimizer {self.optimizer} has none")
+        if self.weight_decay is not None:
+            at_least(0, weight_decay=self.weight_decay)
+            if self.optimizer != "adamw":
+                wrong(f"--weight-decay is AdamW's; --optimizer {self.optimizer} has none")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """Where it is computed."""
+
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """Kind of device; auto is the best that JAX finds."""
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache directory, so that the next start is faster."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """Several processes, one job."""
+
+    distributed: Flag = False
+    """This is one of several processes that train on all their devices together."""
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")
+    ] = None
+    """Address of process 0. Slurm, Open MPI and TPU pods tell it."""
+    processes: OptionalInt = None
+    """How many processes there are, where the cluster does not tell it."""
+    process_id: OptionalInt = None
+    """The number of this one, from 0, where the cluster does not tell it."""
+    timeout: int = 30
+    """Seconds after which a process that does not answer is given up."""
+
+    def __post_init__(self) -> None:
+        """Refuse an address or a number that cannot be right before anything is started."""
+        if not 10 <= self.timeout <= 86_400:
+            wrong(f"--timeout must be at least 10 and at most 86400 seconds, not {self.timeout}")
+        explicit = (self.coordinator, self.processes, self.process_id)
+        if explicit == (None, None, None):
+            return
+        if not self.distributed:
+            wrong("--coordinator, --processes and --process-id need --distributed")
+        if self.coordinator is None or self.processes is None or self.process_id is None:
+            wrong("--coordinator, --processes and --process-id are needed together")
+        if not 0 <= self.process_id < self.processes <= 2**20:
+            wrong(
+                f"--process-id {self.process_id} must be from 0 to --processes less 1, of which "
+                f"there are {self.processes}"
+            )
+        address = re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})", self.coordinator)
+        if not address or not 1 <= int(address[2]) <= 65535:
+            wrong(
+                f"--coordinator {self.coordinator}: must be HOST:PORT, for instance 10.0.0.1:1234, "
+                "with a port from 1 to 65535"
+            )
