@@ -12,19 +12,21 @@ import jaxtyping
 import numpy as np
 import pytest
 
-# Shapes and types of every public function are checked while the tests run, and only then.
-jaxtyping.install_import_hook("jaxmnist", "beartype.beartype")
+# Shapes and types of every public function are checked while the tests run, and only then. As for
+# mypy, an int is a float too (PEP 484's numeric tower).
+jaxtyping.install_import_hook(
+    "jaxmnist", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as scripts/_cli.py does, which comes too late here
 
 import jax  # noqa: E402
 
 from jaxmnist.data import Dataset  # noqa: E402
 from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
+from tests.helpers import ROOT  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)

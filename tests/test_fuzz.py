@@ -1,27 +1,28 @@
 """Damaged files and odd options: each is refused in one line, or taken for what it says."""
 
 import contextlib
-import dataclasses
 import io
+import re
+import runpy
 import subprocess
 import sys
-import typing
 
 import hypothesis
 import pytest
-from conftest import ROOT
+import tyro
 from hypothesis import strategies as st
 
-FUZZ = ROOT / "scripts" / "fuzz.py"
+from tests.helpers import ROOT, TRAIN
+from tests.stress.fuzz import TARGETS, make_case
+
+COUNTS = ("--idx", 1000, "--weights", 400, "--checkpoints", 400, "--images", 400)
 
 
 def fuzz(tmp_path, *options: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, FUZZ, "--out", tmp_path / "failures", *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-
-
-def of_each(count: int) -> list[object]:
-    return ["--weights", count, "--checkpoints", count, "--images", count]
+    command = [sys.executable, "-m", "tests.stress.fuzz", "--out", tmp_path / "failures", *options]
+    return subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 def table(stdout: str) -> dict[str, list[int]]:
@@ -31,7 +32,7 @@ def table(stdout: str) -> dict[str, list[int]]:
 
 
 def test_damaged_files_in_short(tmp_path):
-    done = fuzz(tmp_path, "--idx", 1000, *of_each(400), "--seed", 1)
+    done = fuzz(tmp_path, *COUNTS, "--seed", 1)
     assert (done.returncode, done.stderr) == (0, "")
     found = table(done.stdout)
     assert list(found) == ["idx", "weights", "checkpoints", "images"]
@@ -48,9 +49,10 @@ import os, sys
 
 if "--multiprocessing-fork" in sys.orig_argv:
     import types
-    import jaxmnist.runs.checkpoint, jaxmnist.datasets.idx, jaxmnist.predict, jaxmnist.torch_compat, numpy
+    import jaxmnist.datasets.idx, jaxmnist.predict, jaxmnist.runs.checkpoint, jaxmnist.torch_compat
+    import numpy
 
-    jaxmnist.datasets.idx.zlib = types.SimpleNamespace(error=KeyError)  # errors of gzip's data get through
+    jaxmnist.datasets.idx.zlib = types.SimpleNamespace(error=KeyError)  # gzip's errors get through
     load_weights = jaxmnist.torch_compat.load_weights
     jaxmnist.torch_compat.load_weights = lambda path: (load_weights(path), os.abort())
     load = jaxmnist.runs.checkpoint.load
@@ -65,9 +67,10 @@ if "--multiprocessing-fork" in sys.orig_argv:
 """
 
 
-def test_what_it_finds_is_kept_and_can_be_made_again(tmp_path, monkeypatch):
+def test_what_it_finds_is_kept_and_can_be_made_again(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BUGS)
-    done = fuzz(tmp_path, "--idx", 300, *of_each(300), PYTHONPATH=str(tmp_path))
+    counts = ("--idx", 300, "--weights", 300, "--checkpoints", 300, "--images", 300)
+    done = fuzz(tmp_path, *counts, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     found = table(done.stdout)
     assert all(failed > 0 for *_, failed in found.values())
@@ -75,33 +78,19 @@ def test_what_it_finds_is_kept_and_can_be_made_again(tmp_path, monkeypatch):
         assert words in done.stderr
     assert "Traceback" not in done.stderr
     kinds = set()
-    monkeypatch.syspath_prepend(FUZZ.parent)
-    import fuzz as module
-
     for path in (tmp_path / "failures").iterdir():
         kind, seed, n, _ = path.name.split("-")
-        case = module.make_target(kind).make(module.rng_for(kind, int(seed), int(n)))
+        case = make_case(TARGETS[kind](), kind, int(seed), int(n))
         assert path.read_bytes() == case.content
         kinds.add(kind)
     assert kinds == set(found)
 
 
-def test_its_own_options(script):
-    code, _, stderr = script("fuzz.py", "--idx", -1)
-    assert code == 2
-    assert stderr.endswith(
-        "error: Error parsing Config: --idx must be at least 0, not -1 (see --help)\n"
-    )
-
-
-@pytest.fixture(scope="module")
-def cli():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
-        import _cli
-        import train
-
-        yield _cli, train.Config
+@pytest.mark.slow
+def test_damaged_files(tmp_path):
+    done = fuzz(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sum(files for files, *_ in table(done.stdout).values()) == 130_000
 
 
 HUGE = ["9" * 400, "-" + "9" * 400, "9" * 5000, "1e999", "-1e-999", "1_000", "0x10", "\u0663"]
@@ -115,51 +104,75 @@ VALUES = st.one_of(
 )
 
 
+def script_options(script) -> dict[str, list[str]]:
+    """The options that `train.py --help` lists, each with the words that it can have."""
+    script_help = script("train.py", "--help")[1]
+    options = re.findall(r"--([a-z][a-z-]+)(?: \{([\w,]+)\})?", script_help)
+    return {name: words.split(",") if words else [] for name, words in options}
+
+
 @st.composite
-def options(draw: st.DrawFn, config_type: type) -> list[str]:
+def command_lines(draw: st.DrawFn, options: dict[str, list[str]]) -> list[str]:
     """A few options of the script, some with values that they can have, most with any."""
     arguments = []
-    for field in draw(st.lists(st.sampled_from(dataclasses.fields(config_type)), max_size=4)):
-        hint = typing.get_type_hints(config_type)[field.name]
-        option = field.name.replace("_", "-")
-        arguments.append(f"--{draw(st.sampled_from(['', '', '', 'no-']))}{option}")
-        known = [v for v in typing.get_args(hint) if isinstance(v, str)] or [str(field.default)]
-        arguments += draw(st.lists(st.sampled_from(known) | VALUES, max_size=2))
+    for name in draw(st.lists(st.sampled_from(sorted(options)), max_size=4)):
+        arguments.append(f"--{draw(st.sampled_from(['', '', '', 'no-']))}{name}")
+        values = st.sampled_from(options[name]) | VALUES if options[name] else VALUES
+        arguments += draw(st.lists(values, max_size=2))
     return arguments
 
 
-def parse(cli, arguments: list[str], encoding: str) -> tuple[object, str, str]:
-    """The config or the exit code, and what was printed on a terminal of this encoding."""
-    _cli, config_type = cli
+class AcceptedError(Exception):
+    """The options were taken, and nothing more is done."""
+
+
+def parse(arguments: list[str], encoding: str) -> tuple[int | None, str, str]:
+    """The script's exit code, None if it would train; what it printed in this encoding."""
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding, "replace") for _ in range(2))
+    cli = tyro.cli
+
+    def stop_after(*args: object, **options: object) -> None:
+        cli(*args, **options)
+        raise AcceptedError
+
+    code = None
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
+        contextlib.suppress(AcceptedError),
     ):
-        patch.setattr(sys, "argv", ["train.py", *arguments])
+        patch.setattr(tyro, "cli", stop_after)
+        patch.setattr(sys, "argv", [str(TRAIN), *arguments])
         try:
-            result = _cli._parse(config_type, "")
+            runpy.run_path(str(TRAIN), run_name="__main__")
         except SystemExit as stop:
-            result = stop.code
+            code = stop.code
     for stream in (stdout, stderr):
         stream.seek(0)
-    return result, stdout.read(), stderr.read()
+    return code, stdout.read(), stderr.read()
 
 
-@hypothesis.settings(max_examples=200, deadline=None, database=None, derandomize=True)
-@hypothesis.given(data=st.data(), encoding=st.sampled_from(["utf-8", "ascii"]))
-def test_any_options_are_taken_or_refused_in_one_line(cli, data, encoding):
-    arguments = data.draw(options(cli[1]))
-    result, stdout, stderr = parse(cli, arguments, encoding)
-    if result == 0:
-        assert {"-h", "--help"} & set(arguments)
-    elif result == 2:
-        assert stdout == ""
-        assert stderr.startswith("train.py: error: ")
-        assert stderr.endswith(" (see --help)\n")
-        assert "-----" not in stderr
-        assert stderr[:-1].isprintable()
-    else:
-        assert isinstance(result, cli[1])
-        assert stdout == stderr == ""
+def test_any_options_are_taken_or_refused_in_one_line(script):
+    options = script_options(script)
+    assert {"epochs", "hidden", "device", "out"} <= set(options)
+    assert "tpu" in options["device"]
+
+    @hypothesis.settings(max_examples=200, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(
+        arguments=command_lines(options), encoding=st.sampled_from(["utf-8", "ascii"])
+    )
+    def check(arguments, encoding):
+        code, stdout, stderr = parse(arguments, encoding)
+        if code == 0:
+            assert {"-h", "--help"} & set(arguments)
+        elif code == 2:
+            assert stdout == ""
+            assert stderr.startswith("train.py: error: ")
+            assert stderr.endswith(" (see --help)\n")
+            assert "-----" not in stderr
+            assert stderr[:-1].isprintable()
+        else:
+            assert (code, stdout, stderr) == (None, "", "")
+
+    check()

@@ -1,159 +1,108 @@
-"""Kill training runs with SIGKILL, resume each, and compare what they end in, bit for bit.
+"""Kill training runs with SIGKILL, resume each, and compare the ends, bit for bit.
 
-A table tells how many ended as the run that nobody disturbed. Some are killed at random moments,
-some inside the writing of a checkpoint: before, in the middle of and after each of its parts.
+Some runs are killed at random moments, some while they write a checkpoint: in the middle of it, and
+between any two of its system calls.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-import _cli as cli
+import tqdm
+import tyro
 
-TRAIN = Path(__file__).with_name("train.py")
+from tests.helpers import TRAIN, ending, epoch_lines, finish
+from tests.stress.injection import Fault, child_environment, injected, run_train
+
 OPTIONS = "--epochs 3 --momentum 0.9 --checkpoint-unit steps --checkpoint-every 200 --resume"
-# Runs scripts/train.py in a process that kills itself at the n-th call of a function that writing
-# a checkpoint calls: before it, after it or, where that writes bytes, in the middle.
-SUICIDE = """
-import io, os, pathlib, runpy, sys
-name, when, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-sys.argv = sys.argv[4:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-def die(): os.kill(os.getpid(), 9)
-def lethal(call):
-    def wrapped(*args, **kwargs):
-        global count
-        mine = any("checkpoint" in str(x) for x in args) or name == "fsync"
-        count -= mine
-        if mine and count == 0 and when == "before": die()
-        result = call(*args, **kwargs)
-        if mine and count == 0 and when == "after": die()
-        return result
-    return wrapped
-class Half:
-    def __init__(self, file): self.file = file
-    def __getattr__(self, name): return getattr(self.file, name)
-    def __enter__(self): return self
-    def __exit__(self, *error): return self.file.__exit__(*error)
-    def write(self, content):
-        global count
-        count -= 1
-        if count: return self.file.write(content)
-        self.file.write(content[:len(content) // 2]); self.file.flush(); die()
-if name == "write":
-    opened = pathlib.Path.open
-    def open_half(path, *args, **kwargs):
-        file = opened(path, *args, **kwargs)
-        return Half(file) if path.name.startswith("checkpoint") and "x" in str(args) else file
-    pathlib.Path.open = open_half
-else:
-    setattr(os, name, lethal(getattr(os, name)))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-MOMENTS = [
-    *(("write", "middle"), ("fsync", "before"), ("fsync", "after")),
-    *(("replace", "before"), ("replace", "after"), ("unlink", "before"), ("unlink", "after")),
+CHILD = "from tests.stress.crash import run_until_killed; run_until_killed()"
+# A call that writing a checkpoint makes, before which the process dies (or half-way in a `write`),
+# and the file: fsync is of the file and of its directory, unlink of the checkpoints too old.
+CALLS = [
+    ("write", "*/checkpoint-*"),
+    ("os.fsync", "*/checkpoint-*"),
+    ("os.replace", "*/checkpoint-*"),
+    ("os.fsync", "*[!p]"),
+    ("os.unlink", "*/checkpoint-*"),
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The options. A kill and what follows take about six seconds on two CPU cores."""
+def main(
+    random_kills: int = 200,
+    writing_kills: int = 50,
+    seed: int = 0,
+    dataset: Literal["auto", "mnist", "synthetic"] = "auto",
+) -> None:
+    """Kill training runs with SIGKILL, resume each, and compare the ends, bit for bit.
 
-    random: int = 200
-    """How many runs are killed at random moments."""
-    writing: int = 50
-    """How many are killed inside the writing of a checkpoint."""
-    seed: int = 0
-    """Makes the moments."""
-    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
-    """What to train on, as in scripts/train.py."""
+    Prints a Markdown table. A kill and what follows take about six seconds on two CPU cores.
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        if self.random < 0 or self.writing < 0:
-            raise ValueError("--random and --writing must be at least 0")
-
-
-def main(config: Config) -> None:
-    """Run, kill, resume, compare."""
-    import tqdm
-
-    from jaxmnist import JaxmnistError
-
-    rng = random.Random(config.seed)
+    Args:
+        random_kills: how many runs are killed at random moments.
+        writing_kills: how many are killed while they write a checkpoint.
+        seed: makes the moments.
+        dataset: what to train on, as in scripts/train.py.
+    """
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="jaxmnist-crash-") as name:
         root = Path(name)
-        options = [*OPTIONS.split(), "--dataset", config.dataset]
-        finish([sys.executable, str(TRAIN), *options, "--out", str(root / "warm-up")])
+
+        def options(out: str) -> list[str]:
+            return [*OPTIONS.split(), "--dataset", dataset, "--out", str(root / out)]
+
+        train = [sys.executable, str(TRAIN)]
+        finish([*train, *options("warm-up")])  # fills the caches, so that the next one is timed
         started = time.perf_counter()
-        whole = finish([sys.executable, str(TRAIN), *options, "--out", str(root / "expected")])
-        seconds, expected = time.perf_counter() - started, ending(root / "expected")
-        killed: Counter[str] = Counter()
-        kinds = ["at a random moment"] * config.random + ["writing a checkpoint"] * config.writing
+        printed = finish([*train, *options("expected")])
+        seconds = time.perf_counter() - started
+        expected = ending(root / "expected"), epoch_lines(printed)
+
+        kinds = ["at a random moment"] * random_kills + ["writing a checkpoint"] * writing_kills
+        killed = dict.fromkeys(kinds, 0)
         for number, kind in enumerate(tqdm.tqdm(kinds, unit="run", leave=False, disable=None)):
-            out = root / str(number)
-            command = [sys.executable, str(TRAIN), *options, "--out", str(out)]
+            out = f"run-{number}"
             if kind == "writing a checkpoint":
-                moment = MOMENTS[number % len(MOMENTS)]
-                count = str(rng.randint(1, 10))
-                first = [sys.executable, "-c", SUICIDE, *moment, count, *command[1:]]
-                code = subprocess.run(first, capture_output=True).returncode
+                call = str(number % len(CALLS))
+                child = [sys.executable, "-c", CHILD, call, str(rng.randint(0, 9)), *options(out)]
+                code = kill_after(child, None)
             else:
-                code = kill_after(command, rng.uniform(0, seconds))
-            killed[kind] += code == -9
-            printed = finish(command)
-            if ending(out) != expected or losses(printed) != losses(whole):
-                raise JaxmnistError(f"run {number}, killed {kind}, ended otherwise")
+                code = kill_after([*train, *options(out)], rng.uniform(0, seconds))
+            killed[kind] += code == -signal.SIGKILL
+            printed = finish([*train, *options(out)])
+            if (ending(root / out), epoch_lines(printed)) != expected:
+                sys.exit(f"error: run {number}, killed {kind}, ended differently")
     print("| killed with SIGKILL | runs | still running then | bit-equal at the end |")
     print("| --- | --- | --- | --- |")
-    for kind in dict.fromkeys(kinds):
+    for kind, running in killed.items():
         total = kinds.count(kind)
-        print(f"| {kind} | {total} | {killed[kind]} | {total} |")
+        print(f"| {kind} | {total} | {running} | {total} |")
 
 
-def kill_after(command: list[str], seconds: float) -> int:
-    """Start a program and kill it; its exit code, -9 if it was still running."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        time.sleep(seconds)
-        process.kill()
+def kill_after(command: list[str], seconds: float | None) -> int:
+    """Start a program and kill it, unless it does so itself; its exit code, -9 if it was killed."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=child_environment(), **quiet) as process:
+        if seconds is not None:
+            time.sleep(seconds)
+            process.kill()
         return process.wait()
 
 
-def finish(command: list[str]) -> str:
-    """Run a program to its end; what it printed."""
-    from jaxmnist import JaxmnistError
-
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise JaxmnistError(f"a run failed: {done.stderr.strip()}")
-    return done.stdout
-
-
-def ending(out: Path) -> tuple[bytes, str, dict[str, bytes]]:
-    """What a run ends in: weights, metrics, and the whole state in the last checkpoint."""
-    from safetensors.numpy import load_file
-
-    state = load_file(max(out.glob("checkpoint-*.safetensors")))
-    return (
-        (out / "weights.safetensors").read_bytes(),
-        (out / "metrics.jsonl").read_text() + (out / "steps.jsonl").read_text(),
-        {name: array.tobytes() for name, array in state.items()},
-    )
-
-
-def losses(printed: str) -> list[str]:
-    """The lines about epochs."""
-    return [line for line in printed.splitlines() if line.startswith("Training loss: ")]
+def run_until_killed() -> None:
+    """In the child: run scripts/train.py and die in a call of `CALLS`, at its n-th time."""
+    call, skip, *options = sys.argv[1:]
+    name, path = CALLS[int(call)]
+    with injected(Fault(name, path, lambda _: os.kill(os.getpid(), signal.SIGKILL), int(skip))):
+        run_train(options)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, __doc__)
+    tyro.cli(main)

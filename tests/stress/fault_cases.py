@@ -1,22 +1,22 @@
-"""What scripts/faults.py does to training runs, row by row, and the servers that it needs."""
+"""The faults of tests.stress.faults, row by row, and the servers that they need."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import shutil
 import signal
-import socket
-import struct
-import sys
 from collections.abc import Callable, Iterator
 from errno import EACCES, EIO, EMFILE, ENOSPC, EROFS, errorcode
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _faults import SHORT, Fault, injected, interrupted, limited
+import requests
+
+from jaxmnist.datasets.tfds import MNIST_URL
+from tests import servers
+from tests.stress.injection import SHORT, Fault, injected, interrupted, limited
 
 
 class Case(NamedTuple):
@@ -27,13 +27,20 @@ class Case(NamedTuple):
     download it from a server as "serve"."""
     what: str
     cause: Fault | Callable[[], contextlib.AbstractContextManager[Any]] | str
-    """A Fault, or what makes a context in which things go wrong, or what the server does."""
+    """A Fault, or a function that returns a context in which things go wrong, or what the server
+    does."""
     code: int | None
     """The exit code; None where either is right."""
     says: str
     """A part of the last line on stderr; where it is empty there must be none."""
     name: str = ""
-    """What the fault is called, if the cause does not tell."""
+    """What the fault is called, where the cause does not say."""
+
+    def happening(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which it happens, but for what a server does."""
+        if isinstance(self.cause, Fault):
+            return injected(self.cause)
+        return contextlib.nullcontext() if isinstance(self.cause, str) else self.cause()
 
     def fault(self) -> str:
         """The fault in words."""
@@ -77,7 +84,7 @@ CASES = [
     Case("save", "checkpoints and weights", partial(limited, 10**5), 1, "weights.saf", EFBIG),
     Case(
         *("save", "the directory", Fault("os.replace", SAVED, vanish, 1, 1), None, "No such file"),
-        name="it is removed",  # the last checkpoint comes before or after it is made again
+        name="it is removed",  # the last checkpoint is written before or after it is made again
     ),
     Case("save", "the directory", Fault("os.mkdir", "out", EACCES), 1, "out: cannot be made"),
     Case("save", "the lock", Fault("os.open", "*out/.lock", EROFS), 1, "Read-only file system"),
@@ -97,8 +104,8 @@ CASES = [
     Case("resume", "config.json", Fault("read", "out/config.json", EIO), 1, "out/config.json: "),
     Case("resume", "the directory", Fault("os.listdir", "out", EIO), 1, "out: Input/output error"),
     Case("resume", "everything", interrupted, 0, "", EINTR),
-    Case("save", "kept programs", Fault("os.mkdir", "*/programs-*", EACCES), 0, ""),
-    Case("save", "kept programs", Fault("read", "*-cache", EIO), 0, ""),
+    Case("save", "compiled programs", Fault("os.mkdir", "*/programs-*", EACCES), 0, ""),
+    Case("save", "compiled programs", Fault("read", "*-cache", EIO), 0, ""),
     Case("load", "MNIST's files", Fault("open", TABLE, EACCES), 1, f"{TABLE}: cannot be read"),
     Case("load", "MNIST's files", Fault("read", TABLE, EIO, 9), 1, f"{TABLE}: cannot be read"),
     Case("load", "MNIST's files", Fault("read", "mnist/*", SHORT), 0, ""),
@@ -126,38 +133,41 @@ CASES = [
 @contextlib.contextmanager
 def served(files: Path, does: str = "") -> Iterator[str]:
     """The address of a server on loopback that has these files; `does` says what is wrong."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    tests: Any = importlib.import_module("test_download")
-    stall = tests.Stall()
-
-    def reset(handler: Any) -> None:
-        # To linger for 0 s is to answer with RST instead of FIN.
-        option = struct.pack("ii", 1, 0)
-        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-        handler.connection.close()
-
-    def flip(handler: Any) -> None:
-        content = bytearray((files / Path(handler.path).name).read_bytes())
-        content[5000] ^= 1
-        tests.send(handler, 200, bytes(content))
-
-    answers: dict[str, Callable[[Any], None]] = {
-        "sends 404 for a file": lambda handler: tests.send(handler, 404),
-        "sends 500 for a file": lambda handler: tests.send(handler, 500),
+    stall = servers.Stall()
+    answers: dict[str, Callable[[servers.Handler], None]] = {
+        "sends 404 for a file": lambda handler: servers.send(handler, 404),
+        "sends 500 for a file": lambda handler: servers.send(handler, 500),
         "stalls": stall,
-        "resets the connection": reset,
-        "ends too early": lambda handler: tests.send(handler, 200, bytes(1000), length=2000),
-        "sends a page of text": lambda handler: tests.send(handler, 200, b"<html>Log in</html>"),
-        "flips one bit": flip,
+        "resets the connection": servers.reset,
+        "ends too early": lambda handler: servers.send(handler, 200, bytes(1000), length=2000),
+        "sends a page of text": lambda handler: servers.send(handler, 200, b"<html>Log in</html>"),
+        "flips one bit": servers.flip_a_bit(files),
     }
-    heads: dict[str, Callable[[Any], None]] = {
-        "never answers": lambda handler: stall.over.wait(60),
-        "sends 500": lambda handler: tests.send(handler, 500),
+    heads: dict[str, Callable[[servers.Handler], None]] = {
+        "never answers": lambda handler: stall.over.wait() and None,
+        "sends 500": lambda handler: servers.send(handler, 500),
     }
-    get, head = answers.get(does, tests.send_file(files)), heads.get(does, tests.ok)
-    with tests.serving(get, head) as url:
+    get, head = answers.get(does, servers.send_file(files)), heads.get(does, servers.ok)
+    if does in heads:
+        get = head
+    with servers.serving(get, head) as url:
         if does != "refuses connections":
-            yield url
-            stall.over.set()
+            try:
+                yield url
+            finally:
+                stall.over.set()
     if does == "refuses connections":
         yield url
+
+
+def redirect_downloads(url: str, seconds: float | None) -> None:
+    """Let requests for MNIST's files go to this server, and be given up after this many seconds."""
+    send = requests.adapters.HTTPAdapter.send
+
+    def redirected(adapter: Any, request: Any, **options: Any) -> Any:
+        request.url = request.url.replace(MNIST_URL, url)
+        if seconds is not None:
+            options["timeout"] = seconds
+        return send(adapter, request, **options)
+
+    requests.adapters.HTTPAdapter.send = redirected  # type: ignore[method-assign]

@@ -1,17 +1,15 @@
 """Let everything fail that a training run reads and writes, and see that nothing is lost.
 
-Prints a Markdown table. Each fault is done to a run of its own, which must go on or end as it
-should and say so in a line. Then the cause is removed, and the same command must end as a run that
-nobody disturbed: weights, metrics, losses and the whole state, bit for bit.
+Each fault is done to a run of its own, which must go on or end as it should and say so in a line.
+Then the cause is removed, and the same command must end as an undisturbed run: weights, metrics,
+losses and the whole state, bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -21,27 +19,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import _cli as cli
-from _fault_cases import CASES, Case, served
-from _faults import Fault, injected
-from crash import ending, losses
+import tqdm
+import tyro
 
-SCRIPTS = Path(__file__).parent
-CHILD = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import faults; faults.undergo()"
+from jaxmnist.datasets import cache
+from jaxmnist.errors import JaxmnistError
+from jaxmnist.runs import checkpoint_file
+from tests.helpers import ending, epoch_lines
+from tests.stress.fault_cases import CASES, Case, redirect_downloads, served
+from tests.stress.injection import Fault, child_environment, run_train
+
+CHILD = "from tests.stress.faults import run_disturbed; run_disturbed()"
 UNDISTURBED = -1
-STALL = 10  # seconds; to import TFDS takes some of them
-TOLD = re.compile("(Warning|WARNING|Note|train.py: error): |MNIST is neither|http|stopping as soon")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The options. A fault and what follows take about five seconds on two CPU cores."""
-
-    dataset: str = "auto"
-    """What is trained on where saving fails, as in scripts/train.py."""
-    data_dir: Path | None = None
-    """Directory with MNIST's four .gz files, to be read and served; JAXMNIST_DATA_DIR does the
-    same. Without it what loads MNIST is left out."""
+LINE = re.compile("(Warning|WARNING|Note|train.py: error): |MNIST is neither|http|stopping as soon")
 
 
 class Row(NamedTuple):
@@ -54,13 +44,17 @@ class Row(NamedTuple):
     lost: str
 
 
-def main(config: Config) -> None:
-    """Do all of them: saving in one thread, loading in another."""
-    import tqdm
+def main(dataset: str = "auto", data_dir: Path | None = None) -> None:
+    """Let everything fail that a training run reads and writes, and see that nothing is lost.
 
-    from jaxmnist import JaxmnistError
+    Prints a Markdown table. A fault and what follows take about five seconds on two CPU cores.
 
-    files = config.data_dir or os.environ.get("JAXMNIST_DATA_DIR")
+    Args:
+        dataset: what to train on where saving fails, as in scripts/train.py.
+        data_dir: directory with MNIST's four .gz files, to be read and served; JAXMNIST_DATA_DIR
+            does the same. Without it the faults of loading are left out.
+    """
+    files = data_dir or os.environ.get("JAXMNIST_DATA_DIR")
     with (
         tempfile.TemporaryDirectory(prefix="jaxmnist-faults-") as name,
         ThreadPoolExecutor() as pool,
@@ -75,7 +69,7 @@ def main(config: Config) -> None:
                     bar.update()
             return rows
 
-        benches: list[Bench] = [Saving(Path(name, "saving"), config.dataset)]
+        benches: list[Bench] = [Saving(Path(name, "saving"), dataset)]
         if files:
             benches.append(Loading(Path(name, "loading"), Path(files).resolve()))
         rows = dict(row for part in pool.map(work, benches) for row in part)
@@ -85,7 +79,7 @@ def main(config: Config) -> None:
         print("| " + " | ".join(rows[number]) + " |")
     bad = [rows[number] for number in sorted(rows) if rows[number].lost != "nothing"]
     if bad:
-        raise JaxmnistError(f"{len(bad)} went wrong; the first: {', '.join(bad[0])}")
+        sys.exit(f"error: {len(bad)} went wrong; the first: {', '.join(bad[0])}")
 
 
 class Bench:
@@ -96,7 +90,7 @@ class Bench:
     def __init__(self, root: Path, **environment: str) -> None:
         root.mkdir()
         self.root = root
-        self.environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+        self.environment = child_environment(**environment)
 
     def set_up(self, kind: str, place: Path) -> None:
         """Put into `place` what a run begins with."""
@@ -128,7 +122,6 @@ class Bench:
                 cwd=place,
                 capture_output=True,
                 text=True,
-                timeout=300,
             )
 
     def row(self, number: int) -> Row:
@@ -136,10 +129,10 @@ class Bench:
         case, place = CASES[number], self.root / str(number)
         self.set_up(case.kind, place)
         done = self.run(place, case)
-        problems = [*misses(case, done), *self.left(place)]
+        problems = [*misses(case, done.returncode, done.stderr), *self.left(place)]
         outcome = f"ends with {done.returncode}" if done.returncode else "goes on"
         if "NOT MNIST" in done.stdout:
-            outcome = "trains on drawn digits"
+            outcome = "trains on synthetic digits"
         if done.returncode or not self.is_right(place, done.stdout, disturbed=True):
             again = self.run(place)
             if again.returncode or not self.is_right(place, again.stdout, disturbed=False):
@@ -161,11 +154,11 @@ class Saving(Bench):
         self.dataset, self.epochs = dataset, 2
         begun, whole = root / "begun", root / "whole"
         begun.mkdir()
-        self.run(begun)
+        self.run(begun).check_returncode()
         self.epochs = 3
         shutil.copytree(begun, whole)
         printed = self.run(whole).stdout
-        self.begun, self.expected = begun / "out", (ending(whole / "out"), losses(printed))
+        self.begun, self.expected = begun / "out", (ending(whole / "out"), epoch_lines(printed))
 
     def set_up(self, kind: str, place: Path) -> None:
         """Nothing, or a run of two epochs."""
@@ -174,26 +167,22 @@ class Saving(Bench):
             shutil.copytree(self.begun, place / "out")
 
     def options(self, place: Path) -> list[str]:
-        """With a momentum, that it may be lost."""
+        """With a momentum, which could be lost."""
         options = "--batch-size 500 --momentum 0.9 --resume --keep 2 --out out"
         return [*options.split(), "--dataset", self.dataset, "--epochs", str(self.epochs)]
 
     def is_right(self, place: Path, printed: str, disturbed: bool) -> bool:
         """Whether everything that is there and was printed is the same."""
-        return (ending(place / "out"), losses(printed)) == self.expected
+        return (ending(place / "out"), epoch_lines(printed)) == self.expected
 
     def left(self, place: Path) -> Iterator[str]:
         """Checkpoints that are not whole, half-written files, files in wrong places."""
-        from jaxmnist import JaxmnistError
-        from jaxmnist.files import leftovers
-        from jaxmnist.runs.checkpoint_file import read
-
         for path in (place / "out").glob("checkpoint-*.safetensors"):
             try:
-                read(path)
+                checkpoint_file.read(path)
             except JaxmnistError as error:
                 yield str(error)
-        for path in (*leftovers(place / "out"), *place.glob("[!o]*")):
+        for path in (*place.glob("out/*.tmp"), *place.glob("[!o]*")):
             yield f"{path.name} is left behind"
 
 
@@ -203,20 +192,26 @@ class Loading(Bench):
     kinds = ("load", "cached", "serve")
 
     def __init__(self, root: Path, files: Path) -> None:
-        from jaxmnist.datasets import cache
-
-        unset = ("JAXMNIST_DATA_DIR", "TFDS_DATA_DIR", "http_proxy", "HTTP_PROXY", "ALL_PROXY")
+        unset = ("JAXMNIST_DATA_DIR", "TFDS_DATA_DIR")
+        unset += (
+            "http_proxy",
+            "HTTP_PROXY",
+            "https_proxy",
+            "HTTPS_PROXY",
+            "all_proxy",
+            "ALL_PROXY",
+        )
         places = {"HOME": str(root), "JAXMNIST_CACHE_DIR": str(root / "cache")}
-        super().__init__(root, **dict.fromkeys((*unset, "all_proxy"), ""), **places)
+        super().__init__(root, **dict.fromkeys(unset, ""), **places)
         self.files, self.cache = files, root / "cache"
         self.cache.mkdir(mode=0o700)
-        for drawn in cache.cache_dir().glob("synthetic-*.npz"):  # it takes long to draw them
-            (self.cache / drawn.name).symlink_to(drawn)
+        for made in cache.cache_dir().glob("synthetic-*.npz"):  # it takes long to make them
+            (self.cache / made.name).symlink_to(made)
         self.expected = {}
         for kind, words in (("serve", "refuses connections"), ("load", "")):
             self.set_up(kind, root / kind)
             case = next((case for case in CASES if case.cause == words), None)
-            self.expected[kind] = losses(self.run(root / kind, case).stdout)
+            self.expected[kind] = epoch_lines(self.run(root / kind, case).stdout)
 
     def set_up(self, kind: str, place: Path) -> None:
         """Links to the files, or none; the cache of an earlier run, or none."""
@@ -225,7 +220,7 @@ class Loading(Bench):
             (place / "mnist" / path.name).symlink_to(path)
         (self.cache / "mnist.npz").unlink(missing_ok=True)
         if kind == "cached":
-            self.run(place)
+            self.run(place).check_returncode()
         if kind == "serve":
             shutil.rmtree(place / "mnist")
 
@@ -241,55 +236,46 @@ class Loading(Bench):
         return served(self.files, case.cause if case and isinstance(case.cause, str) else "")
 
     def is_right(self, place: Path, printed: str, disturbed: bool) -> bool:
-        """Whether it is MNIST's training, or that of drawn digits where they are told of."""
-        drawn = disturbed and "NOT MNIST" in printed
-        return losses(printed) == self.expected["serve" if drawn else "load"]
+        """Whether it is MNIST's training, or that of synthetic digits where it says so."""
+        synthetic = disturbed and "NOT MNIST" in printed
+        return epoch_lines(printed) == self.expected["serve" if synthetic else "load"]
 
     def left(self, place: Path) -> Iterator[str]:
         """Half-written and temporary files."""
-        from jaxmnist.files import leftovers
-
-        for path in (*leftovers(self.cache), *place.glob("[!m]*")):
+        for path in (*self.cache.glob("*.tmp"), *place.glob("[!m]*")):
             yield f"{path.name} is left behind"
 
 
-def misses(case: Case, done: subprocess.CompletedProcess[str]) -> Iterator[str]:
-    """What the run did not tell as it should."""
-    if case.code not in (None, done.returncode):
-        yield f"exit code {done.returncode}"
-    lines = done.stderr.splitlines()
-    once = isinstance(case.cause, Fault) and case.cause.count == 1  # over before it is told, maybe
+def misses(case: Case, code: int, stderr: str) -> Iterator[str]:
+    """What is wrong with the exit code and the messages of the disturbed run."""
+    if case.code not in (None, code):
+        yield f"exit code {code}"
+    lines = stderr.splitlines()
+    once = isinstance(case.cause, Fault) and case.cause.count == 1  # maybe over before it is told
     if (not lines and case.says and not once) or (lines and case.says not in lines[-1]):
         yield f"does not say {case.says!r}"
-    if (lines and not case.says) or not all(map(TOLD.match, lines)):
-        yield f"says {done.stderr!r}"
+    if (lines and not case.says) or not all(map(LINE.match, lines)):
+        yield f"says {stderr!r}"
     if len({re.sub(r"\d+", "", line) for line in lines}) < len(lines):
         yield "says the same again"
 
 
-def undergo() -> None:
-    """In the child: run scripts/train.py while it happens."""
+def run_disturbed() -> None:
+    """In the child: run scripts/train.py while a case's fault happens."""
     number, url, *options = sys.argv[1:]
-    sys.argv = [str(SCRIPTS / "train.py"), *options]
-    cause = CASES[int(number)].cause if int(number) != UNDISTURBED else ""
+    case = CASES[int(number)] if int(number) != UNDISTURBED else None
     if url:
-        from jaxmnist.datasets import tfds as tfds_source
-
-        tfds_source.probe.__defaults__ = (url,)
-        defaults = tfds_source.download.__kwdefaults__ or {}
-        defaults.update(base_url=url, stall_seconds=STALL)
-    happening: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if isinstance(cause, Fault):
-        happening = injected(cause)
-    elif not isinstance(cause, str):
-        happening = cause()
+        # Only a server that keeps silent is given up early: however slow this machine is, it keeps
+        # silent for longer.
+        silent = case is not None and case.cause in ("never answers", "stalls")
+        redirect_downloads(url, seconds=1.0 if silent else None)
     try:
-        with happening:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+        with case.happening() if case else contextlib.nullcontext():
+            run_train(options)
     finally:
-        if isinstance(cause, Fault) and not cause.happened():
+        if case and isinstance(case.cause, Fault) and not case.cause.happened():
             print("this never happened", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, __doc__)
+    tyro.cli(main)

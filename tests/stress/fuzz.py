@@ -1,8 +1,7 @@
 """Damage files of every kind that the library reads, and see that it refuses or reads them right.
 
-Prints a Markdown table. A file is good if it is accepted with what its bytes say, or refused with
-one of the library's own errors in one line, in 5 seconds and 1 GiB of memory, without a warning.
-Any other is kept.
+A file is good if it is accepted with what its bytes say, or refused with one of the library's own
+errors in one line, in 5 seconds and 1 GiB of memory, without a warning. Any other is kept.
 """
 
 from __future__ import annotations
@@ -19,41 +18,23 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from _cli import run
+import tyro
 
-if TYPE_CHECKING:
-    from _fuzz_targets import Case, Target
+from jaxmnist.errors import JaxmnistError
+from tests.stress.fuzz_images import Images
+from tests.stress.fuzz_targets import Case, Checkpoints, Idx, Target, Weights
 
 SECONDS = 5.0
 MEMORY = 2**30
 KEPT = 10  # files of a kind
-KINDS = ("idx", "weights", "checkpoints", "images")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The options."""
-
-    idx: int = 100_000
-    """IDX files, raw and gzipped; 0 leaves a kind out."""
-    weights: int = 10_000
-    """Files of weights, as safetensors."""
-    checkpoints: int = 10_000
-    """Checkpoints."""
-    images: int = 10_000
-    """Pictures, most of them PNG."""
-    seed: int = 0
-    """Makes the files: file n of a kind depends on the seed and n alone."""
-    out: Path = Path("fuzz-failures")
-    """Directory for the files that are not read as they should be; made where there are any."""
-
-    def __post_init__(self) -> None:
-        """Refuse negative numbers."""
-        for name in (*KINDS, "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must be at least 0, not {getattr(self, name)}")
+TARGETS: dict[str, type[Any]] = {
+    "idx": Idx,
+    "weights": Weights,
+    "checkpoints": Checkpoints,
+    "images": Images,
+}
 
 
 @dataclasses.dataclass
@@ -71,16 +52,34 @@ class TooSlowError(BaseException):
     """Not an Exception, so that no reader can take it for an error in a file."""
 
 
-def main(config: Config) -> None:
-    """Fuzz each kind in a process of its own."""
+def main(
+    idx: int = 100_000,
+    weights: int = 10_000,
+    checkpoints: int = 10_000,
+    images: int = 10_000,
+    seed: int = 0,
+    out: Path = Path("fuzz-failures"),
+) -> None:
+    """Damage files of every kind that the library reads; see that it refuses or reads them right.
+
+    Prints a Markdown table. Each kind has a process of its own.
+
+    Args:
+        idx: number of IDX files, raw and gzipped; 0 leaves a kind out.
+        weights: number of files of weights, as safetensors.
+        checkpoints: number of checkpoints.
+        images: number of pictures, most of them PNG.
+        seed: makes the files: file n of a kind depends on the seed and n alone.
+        out: directory for the files that are not read as they should be; made where there are any.
+    """
+    counts = {"idx": idx, "weights": weights, "checkpoints": checkpoints, "images": images}
     print("| kind | files | accepted | refused | failed | slowest, ms | peak memory, MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     failed = False
-    for kind in KINDS:
-        count = getattr(config, kind)
+    for kind, count in counts.items():
         if not count:
             continue
-        tally = in_child(kind, count, config)
+        tally = fuzz_in_child(kind, count, seed, out)
         if tally.peak > MEMORY:
             tally.failures.append((-1, f"took {tally.peak / 2**20:,.0f} MiB in all"))
         print(
@@ -89,19 +88,19 @@ def main(config: Config) -> None:
             flush=True,
         )
         for n, why in tally.failures[:KEPT]:
-            print(f"{kind}, file {n} of seed {config.seed}: {why}", file=sys.stderr)
+            print(f"{kind}, file {n} of seed {seed}: {why}", file=sys.stderr)
         failed = failed or bool(tally.failures)
     if failed:
         sys.exit(1)
 
 
-def in_child(kind: str, count: int, config: Config) -> Tally:
+def fuzz_in_child(kind: str, count: int, seed: int, out: Path) -> Tally:
     """`fuzz` in another process, whose death is one more failure."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
     current = spawn.RawValue("q", 0)
     with tempfile.TemporaryDirectory() as place:
-        args = (kind, count, config, Path(place), current, theirs)
+        args = (kind, count, seed, out, Path(place), current, theirs)
         child = spawn.Process(target=fuzz, args=args)
         child.start()
         theirs.close()
@@ -112,20 +111,22 @@ def in_child(kind: str, count: int, config: Config) -> Tally:
         finally:
             child.kill()
             child.join()
-    n = current.value
-    kept = keep(make_target(kind).make(rng_for(kind, config.seed, n)), kind, n, config)
-    return Tally(failures=[(n, f"the process died, exit code {child.exitcode}; {kept}")])
+    case = make_case(TARGETS[kind](), kind, seed, current.value)
+    kept = keep(case, kind, seed, current.value, out)
+    return Tally(
+        failures=[(current.value, f"the process died, exit code {child.exitcode}; {kept}")]
+    )
 
 
-def fuzz(kind: str, count: int, config: Config, place: Path, current: Any, pipe: Any) -> None:
+def fuzz(kind: str, count: int, seed: int, out: Path, place: Path, current: Any, pipe: Any) -> None:
     """Make, read and judge the files in `place`; tell which is current, send the tally."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too
     signal.signal(signal.SIGALRM, stop)
-    target, tally = make_target(kind), Tally()
+    target, tally = TARGETS[kind](), Tally()
     with limited_memory():
         for n in range(count):
             current.value = n
-            case = target.make(rng_for(kind, config.seed, n))
+            case = make_case(target, kind, seed, n)
             path = place / case.name
             path.write_bytes(case.content)
             verdict, seconds = judge(target, path, case)
@@ -133,10 +134,15 @@ def fuzz(kind: str, count: int, config: Config, place: Path, current: Any, pipe:
             tally.accepted += verdict == "accepted"
             tally.refused += verdict == "refused"
             if verdict not in ("accepted", "refused"):
-                where = keep(case, kind, n, config) if len(tally.failures) < KEPT else ""
+                where = keep(case, kind, seed, n, out) if len(tally.failures) < KEPT else ""
                 tally.failures.append((n, f"{verdict}; {where}"))
     tally.peak = peak_memory()
     pipe.send(tally)
+
+
+def make_case(target: Target, kind: str, seed: int, n: int) -> Case:
+    """The n-th damaged file of this kind and seed."""
+    return target.make(random.Random(f"{kind} {seed} {n}"))
 
 
 def judge(target: Target, path: Path, case: Case) -> tuple[str, float]:
@@ -164,8 +170,6 @@ def judge(target: Target, path: Path, case: Case) -> tuple[str, float]:
 
 def judge_error(error: BaseException) -> str:
     """The word refused, or what is wrong with this error."""
-    from jaxmnist import JaxmnistError
-
     if not isinstance(error, JaxmnistError):
         return f"{type(error).__name__}: {error}"
     if isinstance(error.__cause__, MemoryError):
@@ -175,29 +179,10 @@ def judge_error(error: BaseException) -> str:
     return "refused"
 
 
-def make_target(kind: str) -> Target:
-    """What makes and reads files of this kind."""
-    import _fuzz_images
-    import _fuzz_targets
-
-    targets: dict[str, type[Any]] = {
-        "idx": _fuzz_targets.Idx,
-        "weights": _fuzz_targets.Weights,
-        "checkpoints": _fuzz_targets.Checkpoints,
-        "images": _fuzz_images.Images,
-    }
-    return targets[kind]()
-
-
-def rng_for(kind: str, seed: int, n: int) -> random.Random:
-    """The random stream that makes one file."""
-    return random.Random(f"{kind} {seed} {n}")
-
-
-def keep(case: Case, kind: str, n: int, config: Config) -> str:
-    """Write the file where it can be looked at, and say where that is."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    path = config.out / f"{kind}-{config.seed}-{n}-{case.name}"
+def keep(case: Case, kind: str, seed: int, n: int, out: Path) -> str:
+    """Write the file where a person finds it, and say where that is."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{kind}-{seed}-{n}-{case.name}"
     path.write_bytes(case.content)
     return f"kept as {path}"
 
@@ -230,4 +215,4 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    tyro.cli(main)

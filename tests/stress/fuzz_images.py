@@ -1,4 +1,4 @@
-"""Pictures as a target of scripts/fuzz.py, with a reader of simple PNGs that is not Pillow's."""
+"""Pictures as a target of tests.stress.fuzz, with a reader of simple PNGs that is not Pillow's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _fuzz_targets import Case
-from _mutations import ANYWHERE, damage, edit_png
+from PIL import Image, features
+
+from jaxmnist.predict import read_image
+from tests.stress.fuzz_targets import Case
+from tests.stress.mutations import ANYWHERE, damage, edit_png
 
 # Chunks that say nothing about the pixels as they are stored.
 SILENT = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tEXt", b"zTXt", b"iTXt", b"pHYs", b"tIME"}
@@ -23,11 +26,6 @@ class Images:
     """Pictures in Pillow's common formats: jaxmnist.predict.read_image."""
 
     def __init__(self) -> None:
-        from PIL import Image, features
-
-        from jaxmnist.predict import read_image
-
-        self._read = read_image
         grey = np.full((40, 32), 230, np.uint8)
         grey[6:34, 14:18] = 20
         grey[6:10, 8:18] = 40
@@ -50,7 +48,7 @@ class Images:
 
     def read(self, path: Path, case: Case) -> Any:
         """The image as the model sees it."""
-        return self._read(path)
+        return read_image(path)
 
     def is_right(self, case: Case, result: Any) -> bool:
         """Whether it is an image; for a simple PNG the one that its pixels give as a PPM."""
@@ -63,7 +61,7 @@ class Images:
         with tempfile.NamedTemporaryFile(suffix=".ppm") as file:
             file.write(b"P6 %d %d 255\n" % (width, height) + pixels.tobytes())
             file.flush()
-            return np.array_equal(self._read(Path(file.name)), result)
+            return np.array_equal(read_image(Path(file.name)), result)
 
 
 def read_png(content: bytes) -> np.ndarray | None:

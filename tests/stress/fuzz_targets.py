@@ -15,7 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from _mutations import ANYWHERE, damage, edit_idx, edit_metadata, edit_safetensors
+from safetensors.numpy import save
+
+from jaxmnist.datasets.idx import read_idx
+from jaxmnist.runs import checkpoint
+from jaxmnist.torch_compat import load_weights
+from jaxmnist.training import TrainState
+from tests.stress.mutations import ANYWHERE, damage, edit_idx, edit_metadata, edit_safetensors
 
 
 class Case(NamedTuple):
@@ -45,11 +51,6 @@ class Idx:
 
     shapes = ((6, 4, 5), (40,))
 
-    def __init__(self) -> None:
-        from jaxmnist.datasets.idx import read_idx  # here, so that no file seems slow because of it
-
-        self._read = read_idx
-
     def make(self, rng: random.Random) -> Case:
         """A small one; a gzipped one is damaged before or after it is packed."""
         shape = rng.choice(self.shapes)
@@ -71,7 +72,7 @@ class Idx:
 
     def read(self, path: Path, case: Case) -> Any:
         """The array."""
-        return self._read(path, case.about)
+        return read_idx(path, case.about)
 
     def is_right(self, case: Case, result: Any) -> bool:
         """Whether the header is that of this shape and the array holds the bytes behind it."""
@@ -101,11 +102,6 @@ class Weights:
     """Weights as safetensors: jaxmnist.torch_compat.load_weights."""
 
     def __init__(self) -> None:
-        from safetensors.numpy import save
-
-        from jaxmnist.torch_compat import load_weights
-
-        self._read = load_weights
         rng = np.random.default_rng(0)
         shapes = {"0.weight": (4, 6), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
         arrays = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
@@ -118,7 +114,7 @@ class Weights:
 
     def read(self, path: Path, case: Case) -> Any:
         """The params."""
-        return self._read(path)
+        return load_weights(path)
 
     def is_right(self, case: Case, result: Any) -> bool:
         """Whether the params are the file's arrays; it has no checksum."""
@@ -148,10 +144,6 @@ class Checkpoints:
     mark = b'"jaxmnist_checkpoint":"{\\"sha256\\": \\"'
 
     def __init__(self) -> None:
-        from jaxmnist import TrainState
-        from jaxmnist.runs import checkpoint
-
-        self._load = checkpoint.load
         params = {"kernel": np.random.default_rng(0).normal(size=(2, 3)), "bias": np.ones(3, "f2")}
         step: Any = np.int32(7)
         self._state = TrainState(step, params, ({"count": step}, ()))
@@ -161,12 +153,14 @@ class Checkpoints:
             self._original = path.read_bytes()
 
     def make(self, rng: random.Random) -> Case:
-        """Damaged anywhere or in its header; half get a right checksum for what they are."""
+        """Damaged anywhere or in its header; half get the right checksum of their bytes."""
         mutations = (*ANYWHERE, *[edit_safetensors] * 4, *[edit_metadata] * 4)
         content = damage(rng, self._original, mutations)
-        return Case("x", self._seal(content) if rng.random() < 0.5 else content, self._original)
+        return Case(
+            "x", self._with_checksum(content) if rng.random() < 0.5 else content, self._original
+        )
 
-    def _seal(self, content: bytes) -> bytes:
+    def _with_checksum(self, content: bytes) -> bytes:
         at = content.find(self.mark) + len(self.mark)
         if at < len(self.mark):
             return content
@@ -175,11 +169,11 @@ class Checkpoints:
 
     def read(self, path: Path, case: Case) -> Any:
         """The checkpoint."""
-        return self._load(path, self._state)
+        return checkpoint.load(path, self._state)
 
     def is_right(self, case: Case, result: Any) -> bool:
-        """Whether it is, bit for bit, the original or what has been sealed as if it were one."""
-        if self._seal(case.content) != case.content:
+        """Whether it is, bit for bit, the original or damaged but with the right checksum."""
+        if self._with_checksum(case.content) != case.content:
             return False
         metadata, tensors = read_safetensors(case.content)
         held = json.loads(metadata["jaxmnist_checkpoint"])

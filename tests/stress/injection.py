@@ -1,4 +1,4 @@
-"""What an operating system may answer to a program that reads and writes files, on demand."""
+"""Faults on demand: what an operating system may answer to a program that reads and writes files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import io
 import itertools
 import os
 import resource
+import runpy
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.helpers import ROOT, TRAIN
+
 SHORT = 0
-EVER = 10**9
+ALWAYS = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Fault:
     just before, for instance to the file's directory."""
     skip: int = 0
     """How many calls go well first."""
-    count: int = EVER
+    count: int = ALWAYS
     """How many of them fail then."""
     calls: Iterator[int] = dataclasses.field(default_factory=itertools.count, repr=False)
 
@@ -92,6 +96,18 @@ def limited(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of a child process that imports this module, wherever it is started."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **more}
+
+
+def run_train(options: list[str]) -> None:
+    """Run scripts/train.py in this process, as `python scripts/train.py` does."""
+    sys.argv = [str(TRAIN), *options]
+    sys.path.insert(0, str(TRAIN.parent))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 def _opening(faults: tuple[Fault, ...], call: Callable[..., Any], _: str) -> Callable[..., Any]:
     def opened(file: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
         path = os.fspath(file) if isinstance(file, str | os.PathLike) else None
@@ -141,7 +157,7 @@ class _File(io.FileIO):
                 view = view[: max(1, len(view) // 3)]
         return super().readinto(view)
 
-    # FileIO's own would not come by readinto.
+    # FileIO's own do not call readinto.
     read = io.RawIOBase.read  # type: ignore[assignment]
     readall = io.RawIOBase.readall
 

@@ -1,4 +1,4 @@
-"""Ways to damage a file. Each takes a random generator and a file's bytes and gives others."""
+"""Ways to damage a file: functions of a random generator and a file's bytes that return others."""
 
 import json
 import random

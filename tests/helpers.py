@@ -1,0 +1,48 @@
+"""What several test modules share: where the scripts are, a short run, and what a run ends in."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / "scripts" / "train.py"
+# 60,000 synthetic digits in 120 steps an epoch, with a momentum that a checkpoint could lose.
+QUICK = ("--dataset", "synthetic", "--batch-size", 500, "--momentum", 0.9)
+
+
+def finish(command, **options) -> str:
+    """Run a program to its end; what it printed."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def train(*options: object, **more) -> str:
+    """Run scripts/train.py in a process of its own; what it printed."""
+    return finish([sys.executable, TRAIN, *options], **more)
+
+
+def epoch_lines(stdout: str) -> list[str]:
+    """The lines about epochs."""
+    return [line for line in stdout.splitlines() if "Training loss: " in line]
+
+
+def ending(out: Path) -> tuple[bytes, bytes, bytes, dict[str, bytes]]:
+    """What must be equal to the bit: weights, metrics, losses of the steps, the whole state."""
+    newest = load_file(max(out.glob("checkpoint-*.safetensors")))
+    state = {name: array.tobytes() for name, array in newest.items()}
+    names = ("weights.safetensors", "metrics.jsonl", "steps.jsonl")
+    weights, metrics, steps = ((out / name).read_bytes() for name in names)
+    return weights, metrics, steps, state
+
+
+def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
+    """The script has ended with this code and one line on stderr, in which these words are."""
+    assert result[0] == code, result
+    (line,) = result[2].splitlines()
+    assert ": error: " in line
+    for word in words:
+        assert word in line

@@ -1,0 +1,77 @@
+"""HTTP servers on this machine's loopback that serve MNIST's files, or answer as bad ones do."""
+
+import contextlib
+import http.server
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Handler = http.server.BaseHTTPRequestHandler
+
+
+@contextlib.contextmanager
+def serving(get: Callable[[Handler], None], head: Callable[[Handler], None]) -> Iterator[str]:
+    """A server's address, whose requests these two functions answer."""
+
+    class Answers(Handler):
+        def do_GET(self):
+            get(self)
+
+        def do_HEAD(self):
+            head(self)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.handle_error = lambda *_: None  # the client going away is what is tested
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+
+
+def send(handler: Handler, status: int, body: bytes = b"", length: int | None = None) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def ok(handler: Handler) -> None:
+    send(handler, 200)
+
+
+def send_file(files: Path) -> Callable[[Handler], None]:
+    return lambda handler: send(handler, 200, (files / Path(handler.path).name).read_bytes())
+
+
+def flip_a_bit(files: Path) -> Callable[[Handler], None]:
+    def get(handler: Handler) -> None:
+        content = bytearray((files / Path(handler.path).name).read_bytes())
+        content[5000] ^= 1
+        send(handler, 200, bytes(content))
+
+    return get
+
+
+def reset(handler: Handler) -> None:
+    """Break the connection: to linger for 0 s is to answer with RST instead of FIN."""
+    option = struct.pack("ii", 1, 0)
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+    handler.connection.close()
+
+
+class Stall:
+    """Sends a little of what it announced, then nothing; `reached` is set once it is doing so."""
+
+    def __init__(self):
+        self.reached, self.over = threading.Event(), threading.Event()
+
+    def __call__(self, handler: Handler) -> None:
+        send(handler, 200, bytes(100_000), length=9_912_422)
+        self.reached.set()
+        self.over.wait()
