@@ -4,28 +4,30 @@ Everything that computes is a pure function of arrays, to be jitted, vmapped, di
 scanned by you; importing it starts no backend and sets no flag.
 """
 
-from jaxmnist.data import Batch, Dataset, batches, epoch_order
+from jaxmnist.data import Dataset, batches, epoch_order
 from jaxmnist.datasets.mnist import load_mnist
 from jaxmnist.errors import DataError, DataNotFoundError, JaxmnistError, NonFiniteLossError
-from jaxmnist.evaluation import evaluate
+from jaxmnist.evaluation import Evaluation, evaluate, make_metrics
 from jaxmnist.losses import cross_entropy, nll_loss
 from jaxmnist.model import MLP
+from jaxmnist.objective import make_objective
 from jaxmnist.training import (
     TrainState,
     check_finite,
     init_state,
     make_train_epoch,
     make_train_step,
+    norms,
     train,
 )
 from jaxmnist.transforms import flatten, normalize, preprocess, to_tensor
 
 __all__ = [
     "MLP",
-    "Batch",
     "DataError",
     "DataNotFoundError",
     "Dataset",
+    "Evaluation",
     "JaxmnistError",
     "NonFiniteLossError",
     "TrainState",
@@ -37,10 +39,13 @@ __all__ = [
     "flatten",
     "init_state",
     "load_mnist",
+    "make_metrics",
+    "make_objective",
     "make_train_epoch",
     "make_train_step",
     "nll_loss",
     "normalize",
+    "norms",
     "preprocess",
     "to_tensor",
     "train",

@@ -1,86 +1,98 @@
-"""Training data: uint8 images, int32 labels, and the order in which an epoch sees them."""
+"""Training data: a pytree of arrays with the examples first, and the order that an epoch sees."""
 
 import zlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32, PRNGKeyArray, Shaped, UInt8
+from jax.sharding import AxisType, PartitionSpec, auto_axes, use_abstract_mesh
+from jaxtyping import Array, Int, Int32, PRNGKeyArray, Shaped
 
-from jaxmnist.transforms import normalize, to_tensor
-from jaxmnist.types import AnyArray
+from jaxmnist.checks import check_batch_size, check_order, num_examples
+from jaxmnist.types import AnyArray, Examples
 
 _ORDER = zlib.crc32(b"order")
+T = TypeVar("T", bound=Examples)
 
 
 class Dataset(NamedTuple):
-    """Images and labels, all of them: NumPy arrays on the host or JAX arrays on a device.
+    """Images and labels: all of them, or the ones of a batch.
 
-    MNIST's 60,000 training images are 47 MB as uint8, so the whole set lies on the device once.
+    It is the notebook's case. Whatever takes a dataset or a batch takes any pytree of arrays, on
+    the host or a device, whose first axis is the examples. MNIST's 60,000 training images are 47 MB
+    as uint8, so the whole set lies on the device once.
     """
 
-    images: UInt8[AnyArray, "n height width"]
-    labels: Int32[AnyArray, " n"]
-
-
-class Batch(NamedTuple):
-    """The examples of one step: raw uint8 images, or float images that are transformed already."""
-
-    images: Shaped[AnyArray, "n *shape"]
+    images: Shaped[AnyArray, "n *shape"]  # uint8, or floats that are transformed already
     labels: Int[AnyArray, " n"]
 
 
 def epoch_order(key: PRNGKeyArray, epoch: int | Int32[Array, ""], n: int) -> Int32[Array, " {n}"]:
-    """The shuffled order of an epoch, made from the run's key and the epoch's number alone.
+    """The shuffled order of an epoch, from the run's key and the epoch's number alone.
 
-    So any epoch can be made again by itself, and the shuffle is independent of what else is drawn
+    So any epoch can be repeated by itself, and the shuffle is independent of what else is drawn
     from the same key.
+
+    >>> sorted(epoch_order(jax.random.key(0), 0, 4).tolist())
+    [0, 1, 2, 3]
     """
     epoch_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
     # Sorting random numbers is what jax.random.permutation does, twice, so that equal ones do not
     # matter; among 60,000 numbers of 32 bits less than one pair is equal, and once will do.
-    return jnp.argsort(jax.random.bits(epoch_key, (n,))).astype(jnp.int32)
+    return jnp.argsort(jax.random.bits(epoch_key, (n,), jnp.uint32)).astype(jnp.int32)
 
 
 def batches(
-    dataset: Dataset,
+    dataset: T,
     batch_size: int = 64,
     *,
     seed: int = 0,
     epoch: int = 0,
     order: Int[AnyArray, " steps"] | None = None,
-    flatten: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[T]:
     """One epoch as a plain iterator of host batches, for a loop of your own.
 
-    It gives what the notebook's loader gives: float32 images `[64, 1, 28, 28]` in [-1, 1] (with
-    `flatten`, `[64, 784]`), shuffled, and a shorter last batch when the size does not divide the
-    number of images.
+    The last batch is shorter when the size does not divide the number of examples. Images are as
+    in the dataset: the step transforms them.
 
     Args:
-        dataset: what to draw from.
-        batch_size: images a batch.
+        dataset: what to take the examples from.
+        batch_size: examples a batch.
         seed: with `epoch`, makes the order that the compiled epoch of the same seed sees.
         epoch: the epoch's number, from 0.
         order: the indices to visit instead, for instance `np.arange(n)` for no shuffle.
-        flatten: one row an image.
 
     Raises:
-        ValueError: the batch size is below 1, or an index is outside the dataset.
+        ValueError: the batch size is below 1, an index is outside the dataset, or the dataset's
+            arrays have different numbers of examples.
+
+    >>> [batch.tolist() for batch in batches(np.arange(5), 2, order=np.arange(5))]
+    [[0, 1], [2, 3], [4]]
     """
-    n = len(dataset.labels)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_batch_size(batch_size)
+    n = num_examples(dataset)
     indices = np.asarray(epoch_order(jax.random.key(seed), epoch, n) if order is None else order)
-    if indices.size and not (indices.min() >= 0 and indices.max() < n):
-        raise ValueError(
-            f"order reaches from {indices.min()} to {indices.max()}, outside 0..{n - 1}"
-        )
-    images, labels = np.asarray(dataset.images), np.asarray(dataset.labels)
-    shape = (-1,) if flatten else (1, *images.shape[1:])
-    return (
-        Batch(normalize(to_tensor(images[rows])).reshape(len(rows), *shape), labels[rows])
-        for rows in (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
-    )
+    check_order(indices, n)
+    host = jax.tree.map(np.asarray, dataset)
+    parts = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
+    return (jax.tree.map(lambda x, rows=rows: x[rows], host) for rows in parts)
+
+
+def on_auto_axes(fn: Callable[..., Any], out_sharding: Any, *args: Any) -> Any:
+    """`fn(*args)`, with the sharding left to XLA where arrays lie on a mesh with explicit axes.
+
+    There JAX would want to be told the sharding of each gather and reshape. The result has
+    `out_sharding`, a PartitionSpec or a tree of them.
+    """
+    for mesh in (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)):
+        if AxisType.Explicit in mesh.axis_types:
+            with use_abstract_mesh(mesh):
+                return auto_axes(fn, out_sharding=out_sharding)(*args)
+    return fn(*args)
+
+
+def specs(tree: Any) -> Any:
+    """The PartitionSpec of each leaf, where it lies on a mesh with explicit axes."""
+    return jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec or PartitionSpec(), tree)

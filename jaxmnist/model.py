@@ -15,8 +15,8 @@ from jaxmnist.types import AnyArray
 def init_linear(key: PRNGKeyArray, inputs: int, features: int) -> dict[str, Array]:
     """A layer's "weight" `[features, inputs]` and "bias" `[features]`, uniform in ±1/sqrt(inputs).
 
-    PyTorch's `nn.Linear` starts so (torch/nn/modules/linear.py, `reset_parameters`). Both are of
-    one draw, since each draw takes XLA 50 ms to compile.
+    PyTorch's `nn.Linear` starts so (torch/nn/modules/linear.py, `reset_parameters`). Both come
+    from one call of `uniform`, since each call takes XLA 50 ms to compile.
     """
     bound = inputs**-0.5
     draws = jax.random.uniform(key, (features, inputs + 1), jnp.float32, -bound, bound)
@@ -24,22 +24,30 @@ def init_linear(key: PRNGKeyArray, inputs: int, features: int) -> dict[str, Arra
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron that turns images into one score a class.
+    """A multilayer perceptron that turns images into one logit per class.
 
     `MLP().init(key, images)` gives the parameters, a plain dict, and `MLP().apply(params, images)`
-    the scores.
+    the logits.
 
-    A layer's weight is `[features, inputs]` as in PyTorch, the other way round than the kernel of
-    Flax's own `nn.Dense`. So files of PyTorch's fit as they are, and training takes less time on
-    CPUs: XLA makes faster code of the gradient `grads.T @ x` than of `x.T @ grads`.
+    A layer's "weight" is `[features, inputs]` as in PyTorch, where Flax's own `nn.Dense` has a
+    "kernel" `[inputs, features]`. So files of PyTorch's fit as they are, and training takes less
+    time on CPUs: XLA makes faster code of the gradient `grads.T @ x` than of `x.T @ grads`. Tell an
+    optimizer that cares for the axes or the names:
+
+    >>> import optax
+    >>> rows = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
+    >>> weights = lambda params: jax.tree.map(lambda x: rows if x.ndim == 2 else None, params)
+    >>> muon = optax.contrib.muon(0.02, muon_weight_dimension_numbers=weights)
+    >>> only_weights = lambda params: jax.tree.map(lambda x: x.ndim == 2, params)
+    >>> adamw = optax.adamw(1e-3, mask=only_weights)  # by the number of axes, not by "kernel"
 
     Attributes:
         hidden: the width of each hidden layer.
-        classes: how many scores there are.
-        log_probs: end in a log-softmax, for `nll_loss`; otherwise the scores are logits, for
+        classes: how many logits there are.
+        log_probs: end in a log-softmax, for `nll_loss`; without it the model gives logits, for
             `cross_entropy`.
         dtype: what the layers compute in, for instance `jnp.bfloat16`; the parameters stay float32,
-            and so do the scores, since a loss in bfloat16 has two digits.
+            and so do the logits, since a loss in bfloat16 has two digits.
     """
 
     hidden: Sequence[int] = (128, 64)
@@ -49,12 +57,13 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "n *shape"]) -> Float[Array, "n classes"]:
-        """The scores of each image; images of any shape are flattened first."""
+        """The logits of each image; images of any shape are flattened first."""
         x = flatten(images)
         for k, width in enumerate((*self.hidden, self.classes)):
-            x = nn.relu(x) if k else x
             layer = self.param(f"linear_{k}", init_linear, x.shape[-1], width)
-            x, weight, bias = promote_dtype(x, layer["weight"], layer["bias"], dtype=self.dtype)
-            x = x @ weight.T + bias[None]
+            with jax.named_scope(f"linear_{k}"):
+                x = nn.relu(x) if k else x
+                x, weight, bias = promote_dtype(x, layer["weight"], layer["bias"], dtype=self.dtype)
+                x = x @ weight.T + bias[None]
         logits = jnp.asarray(x, None if self.dtype is None else jnp.float32)
         return jax.nn.log_softmax(logits) if self.log_probs else logits

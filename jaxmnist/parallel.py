@@ -1,8 +1,8 @@
-"""Data parallelism: each batch shared out over a mesh of devices, of one process or of many.
+"""Training on a mesh of devices, of one process or of many.
 
-The step is the one that a single device runs. JAX computes with what is where it is: of a batch
-that is shared out, each device computes its rows, and the mean over the batch, the gradient's too,
-becomes a sum over the devices. So the result is a single device's, up to rounding.
+The step is the one that a single device runs. JAX computes with what is where it is: of a sharded
+batch each device computes its rows, and the mean over the batch, the gradient's too, becomes a sum
+over the devices. So the result is a single device's, up to rounding. Parameters may be sharded too.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from jaxmnist.data import Batch, Dataset
+from jaxmnist.checks import check_order, num_examples
+from jaxmnist.data import on_auto_axes, specs
 from jaxmnist.errors import JaxmnistError
-from jaxmnist.training import TrainState, TrainStep
-from jaxmnist.types import AnyArray, Metrics
+from jaxmnist.training import State, TrainStep
+from jaxmnist.types import AnyArray, Examples, Metrics
 
 Tree = TypeVar("Tree")
-Batches = tuple[Batch, Bool[Array, "steps batch"] | None]  # of all steps, and which examples count
+# The batches of all steps, [steps, batch, ...], and which of their rows count, or None for all.
+Batches = tuple[Examples, Bool[Array, "steps batch"] | None]
 
 
 def make_mesh(count: int | None = None, platform: str | None = None) -> Mesh:
@@ -43,28 +45,53 @@ def make_mesh(count: int | None = None, platform: str | None = None) -> Mesh:
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """The same arrays on every device. With several processes each must hold the same values."""
-    sharding = NamedSharding(mesh, PartitionSpec())
+    return put(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree))
 
-    def put(value: AnyArray) -> Array:
+
+def fsdp_shardings(tree: Tree, mesh: Mesh, axis: str = "data") -> Tree:
+    """A sharding per leaf: along the first of its axes that the mesh axis divides, else replicated.
+
+    Given to `put` for a state, each device keeps its part of the parameters and of the optimizer's
+    state, and XLA gathers a layer's when it is used: fully sharded data parallelism (S. Rajbhandari
+    et al., ZeRO, 2020).
+    """
+    size = mesh.shape[axis]
+
+    def sharding(leaf: Any) -> NamedSharding:
+        shape = np.shape(leaf)
+        spec = [axis if length % size == 0 and length else None for length in shape]
+        first = spec.index(axis) if axis in spec else len(spec)
+        return NamedSharding(mesh, PartitionSpec(*spec[: first + 1]))
+
+    return jax.tree.map(sharding, tree)
+
+
+def put(tree: Tree, shardings: Any) -> Tree:
+    """The arrays with these shardings. With several processes each must hold the same values."""
+
+    def one(value: AnyArray, sharding: NamedSharding) -> Array:
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            data = one(jax.random.key_data(value), NamedSharding(sharding.mesh, PartitionSpec()))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
         host = np.asarray(value)
-        return _from_host(host.shape, sharding, lambda part: host[part])
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(one, tree, shardings)
 
 
-def share_epoch(
-    dataset: Dataset, order: Int[AnyArray, " n"], batch_size: int, mesh: Mesh
+def shard_epoch(
+    dataset: Examples, order: Int[AnyArray, " n"], batch_size: int, mesh: Mesh
 ) -> Batches:
-    """The batches of an epoch, the rows of each shared out over the mesh.
+    """The batches of an epoch, the rows of each sharded over the mesh.
 
     A process loads onto its devices the rows that they train on, and no others. Where the devices
-    do not divide the batch, or the batch does not divide the data, what is missing is filled up
-    with rows that do not count.
+    do not divide the batch, or the batch does not divide the data, the batch is padded with rows
+    that do not count.
 
     Args:
-        dataset: NumPy arrays, the same in every process.
+        dataset: any pytree of NumPy arrays with the examples first, the same in every process.
         order: the indices that the epoch sees, the same in every process.
-        batch_size: images a step, on all devices together.
+        batch_size: examples a step, on all devices together.
         mesh: one of `make_mesh`.
 
     Returns:
@@ -72,16 +99,15 @@ def share_epoch(
         if all do.
 
     Raises:
-        ValueError: a batch has fewer images than the mesh has devices, or an index is outside.
+        ValueError: a batch has fewer examples than the mesh has devices, or an index is outside.
     """
     if batch_size < mesh.size:
         raise ValueError(
-            f"a batch of {batch_size} cannot be shared out over {mesh.size} devices: "
+            f"a batch of {batch_size} cannot be sharded over {mesh.size} devices: "
             "let the batch be at least as large as the mesh"
         )
     order = np.asarray(order)
-    if order.size and not 0 <= order.min() <= order.max() < len(dataset.labels):
-        raise ValueError(f"order reaches outside the dataset's 0..{len(dataset.labels) - 1}")
+    check_order(order, num_examples(dataset))
     steps, width = -(-len(order) // batch_size), -(-batch_size // mesh.size) * mesh.size
     filled = np.full((steps * batch_size,), -1)
     filled[: len(order)] = order
@@ -89,37 +115,46 @@ def share_epoch(
         filled.reshape(steps, batch_size), ((0, 0), (0, width - batch_size)), constant_values=-1
     )
     where = rows >= 0
-    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    sharding = NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names))
 
-    def shared(values: np.ndarray) -> Array:
+    def shard(values: AnyArray) -> Array:
         # JAX asks for the part of the steps and of the rows that a device needs.
+        values = np.asarray(values)
         shape = (*rows.shape, *values.shape[1:])
-        return _from_host(shape, sharding, lambda part: values[rows[part[:2]]])
+        return jax.make_array_from_callback(shape, sharding, lambda part: values[rows[part[:2]]])
 
-    batches = Batch(shared(np.asarray(dataset.images)), shared(np.asarray(dataset.labels)))
+    batches = jax.tree.map(shard, dataset)
     if where.all():
         return batches, None
-    return batches, _from_host(where.shape, sharding, lambda part: where[part])
+    return batches, jax.make_array_from_callback(where.shape, sharding, lambda part: where[part])
 
 
-def make_shared_epoch(
-    train_step: TrainStep, mesh: Mesh
-) -> Callable[[TrainState, Batches], tuple[TrainState, Metrics]]:
-    """An epoch, `train_epoch(state, batches) -> (state, metrics)`, on the batches of `share_epoch`.
+def make_sharded_epoch(
+    train_step: TrainStep[State], mesh: Mesh, shardings: Any = None
+) -> Callable[[State, Batches], tuple[State, Metrics]]:
+    """An epoch, `train_epoch(state, batches) -> (state, metrics)`, on the batches of `shard_epoch`.
 
-    The state is replicated, and so are the new state and the metrics, which every process can read.
+    The metrics are replicated, so that every process can read them, and so is the state, unless
+    `shardings`, for instance of `fsdp_shardings`, say where its leaves are to be.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def train_epoch(state: TrainState, batches: Batches) -> tuple[TrainState, Metrics]:
-        result = jax.lax.scan(lambda state, rows: train_step(state, *rows), state, batches)
-        return jax.lax.with_sharding_constraint(result, replicated)
+    def run(state: State, batches: Batches) -> tuple[State, Metrics]:
+        def step(state: State, rows: Batches) -> tuple[State, Metrics]:
+            batch, where = rows
+            return train_step(state, batch) if where is None else train_step(state, batch, where)
+
+        return jax.lax.scan(step, state, batches)
+
+    def train_epoch(state: State, batches: Batches) -> tuple[State, Metrics]:
+        out = (specs(state), PartitionSpec())
+        state, metrics = on_auto_axes(run, out, state, batches)
+        if AxisType.Explicit in mesh.axis_types:
+            return state, metrics
+        where = replicated if shardings is None else shardings
+        return (
+            jax.lax.with_sharding_constraint(state, where),
+            jax.lax.with_sharding_constraint(metrics, replicated),
+        )
 
     return train_epoch
-
-
-def _from_host(
-    shape: tuple[int, ...], sharding: NamedSharding, part: Callable[[Any], np.ndarray]
-) -> Array:
-    """A global array. `part` is called for the indices of what this process's devices hold."""
-    return jax.make_array_from_callback(shape, sharding, part)

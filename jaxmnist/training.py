@@ -1,180 +1,226 @@
-"""Training as a pure function: a state, a step that takes it one batch further, an epoch."""
+"""Training as a pure function: a state, a step that takes it one batch further, an epoch, a run."""
 
+import zlib
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
-from jaxmnist.data import Batch, Dataset, epoch_order
-from jaxmnist.errors import NonFiniteLossError
-from jaxmnist.evaluation import evaluate
-from jaxmnist.losses import cross_entropy, loss_and_metrics
-from jaxmnist.transforms import preprocess
-from jaxmnist.types import (
-    AnyArray,
-    ApplyFn,
-    LossFn,
-    Metrics,
-    Model,
-    Optimizer,
-    Params,
-    Transform,
+from jaxmnist.checks import (
+    check_batch_size,
+    check_names,
+    check_order,
+    check_trained,
+    named_arguments,
+    num_examples,
 )
+from jaxmnist.data import epoch_order, on_auto_axes, specs
+from jaxmnist.errors import NonFiniteLossError
+from jaxmnist.objective import ScalarObjective, as_scalar
+from jaxmnist.types import AnyArray, Examples, Metrics, Model, Objective, Optimizer, Params
 
-_IMAGE = np.zeros(784, np.float32)
+_STEP = zlib.crc32(b"step")
+_value_and_grad = partial(jax.value_and_grad, has_aux=True)
+State = TypeVar("State")  # a TrainState, or what a step of one's own carries
+Remainder = Literal["pad", "short", "drop"]
+# (state, batch, [where]) -> (state, metrics)
+TrainStep = Callable[..., tuple[State, Metrics]]
+TrainEpoch = Callable[[State, Examples, Int[AnyArray, " n"]], tuple[State, Metrics]]
 
 
 class TrainState(NamedTuple):
     """All that training changes, as one pytree.
 
-    For a model that is no Linen module it is made by hand:
-    `TrainState(jnp.int32(0), params, tx.init(params))`.
+    For parameters of your own: `TrainState(jnp.int32(0), params, tx.init(params))`.
     """
 
     step: Int32[Array, ""]  # an array: a Python int would make the first call compile twice
-    params: Params
+    params: Params  # what is trained
     opt_state: optax.OptState
-
-
-@runtime_checkable
-class TrainStep(Protocol):
-    """`(state, batch) -> (state, metrics)`: one batch further."""
-
-    def __call__(
-        self, state: TrainState, batch: Batch, where: Bool[AnyArray, " n"] | None = None
-    ) -> tuple[TrainState, Metrics]:
-        """`where` marks the examples that count, by default all; the loss must take it too."""
-
-
-TrainEpoch = Callable[[TrainState, Dataset, Int[AnyArray, " n"]], tuple[TrainState, Metrics]]
+    model_state: Any = None  # what is carried and not trained: batch statistics, a teacher
+    key: PRNGKeyArray | None = None  # the run's; a step's own is fold_in(key, step)
 
 
 def init_state(
     key: PRNGKeyArray,
     model: Model,
     tx: Optimizer,
-    image: Float[AnyArray, "*shape"] = _IMAGE,
+    example: Float[AnyArray, "*shape"] | None = None,
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
 
+    Of the collections that a Linen module with more than parameters has, "params" is trained and
+    the others, for instance "batch_stats", become the `model_state`.
+
     Args:
-        key: where the parameters come from.
+        key: where the parameters and the state's own key come from.
         model: any Linen module, or another pair of `init` and `apply`.
         tx: any optax optimizer.
-        image: one image of the shape that the model takes.
+        example: one example of what the model takes, by default the 784 pixels of an image.
     """
-    params = model.init(key, image[None])
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    example = np.zeros(784, np.float32) if example is None else example
+    try:
+        params = model.init(key, example[None])
+    except Exception as error:
+        error.add_note(
+            f"init_state gave the model one example of shape {example.shape}; pass example= what "
+            "it takes"
+        )
+        raise
+    model_state = None
+    if isinstance(params, dict) and "params" in params and len(params) > 1:
+        model_state = {name: values for name, values in params.items() if name != "params"}
+        params = {"params": params["params"]}
+    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state)
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:  # optimizers may keep the parameters themselves in their state:
+        if id(leaf) in seen:  # a buffer that is there twice cannot be donated
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, state)._replace(key=jax.random.fold_in(key, _STEP))
 
 
 def make_train_step(
-    apply_fn: ApplyFn,
+    objective: Objective,
     tx: Optimizer,
-    loss_fn: LossFn = cross_entropy,
-    transform: Transform = preprocess,
-) -> TrainStep:
+    *,
+    value_and_grad: Callable[[ScalarObjective], Callable[..., Any]] = _value_and_grad,
+    log: Callable[[TrainState, Any, Any], Metrics] | None = None,
+) -> TrainStep[TrainState]:
     """The training step, `train_step(state, batch) -> (state, metrics)`: pure, to be jitted by you.
 
     One step is one gradient and one update of the optimizer. Nothing is donated: to let the old
     state's memory be reused, say so yourself: `jax.jit(train_step, donate_argnums=0)`.
 
     Args:
-        apply_fn: `apply_fn(params, images) -> logits`, for instance `MLP().apply`.
-        tx: any optax optimizer, for instance `optax.sgd(0.003)`.
-        loss_fn: `loss_fn(logits, labels) -> loss`, a scalar, or `(loss, metrics)` with a dict of
-            more arrays to report. Called with `where` too if the step is.
-        transform: what happens to a batch's images first, inside the step.
+        objective: `objective(params, batch)` gives `loss`, `(loss, metrics)` or `(loss, metrics,
+            model_state)`: a scalar or one number per example, a dict of arrays to report, and the
+            next state of what is not trained. It is passed those of these keyword arguments that
+            its signature names: `key`, the step's own, `fold_in(state.key, state.step)`;
+            `model_state`; `where` `[n]`, the rows of a padded batch that count, or None for all.
+        tx: any optax optimizer. One that asks for them gets the loss and the objective, too.
+        value_and_grad: takes the place of `jax.value_and_grad(..., has_aux=True)` for a gradient of
+            your own. It is given a function of `(params, batch, key, model_state, where)` that
+            returns `(loss, aux)`, and gives one that returns `((loss, aux), grads)`.
+        log: `log(state, grads, updates) -> metrics`, more metrics, for instance `norms`; the state
+            is the one before the update.
 
-    The metrics are a dict with "loss", the loss before the update.
+    Returns:
+        `train_step(state, batch, where=None)`. The metrics are a dict with "loss", the loss before
+        the update, and what the objective and `log` report.
+
+    >>> def squared_error(params, batch):
+    ...     return (batch["x"] * params - batch["y"]) ** 2
+    >>> tx = optax.sgd(0.25)
+    >>> params = jnp.array(1.0)
+    >>> state = TrainState(jnp.int32(0), params, tx.init(params))
+    >>> batch = {"x": jnp.array([1.0, 1.0]), "y": jnp.array([2.0, 4.0])}
+    >>> state, metrics = make_train_step(squared_error, tx)(state, batch)
+    >>> float(metrics["loss"]), float(state.params)
+    (5.0, 2.0)
     """
-
+    scalar = as_scalar(objective)
     update = optax.with_extra_args_support(tx).update
 
     def train_step(
-        state: TrainState, batch: Batch, where: Bool[AnyArray, " n"] | None = None
+        state: TrainState, batch: Examples, where: Bool[AnyArray, " n"] | None = None
     ) -> tuple[TrainState, Metrics]:
-        _check_opt_state(tx, state)
-        images = transform(jnp.asarray(batch.images))
+        check_trained(tx, state.params, state.opt_state)
+        batch = jax.tree.map(jnp.asarray, batch)
+        key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+        rest = (batch, key, state.model_state, where)
+        with jax.named_scope("gradient"):
+            (loss, (metrics, model_state)), grads = value_and_grad(scalar)(state.params, *rest)
 
-        def objective(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            return loss_and_metrics(loss_fn, apply_fn(params, images), batch.labels, where)
+        def value_fn(params: Params) -> Float[Array, ""]:
+            return scalar(params, *rest)[0]
 
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        # For optimizers that look at the loss, as optax.lbfgs does; the others are not given it.
-        more = {"value": loss, "grad": grads, "value_fn": lambda params: objective(params)[0]}
-        updates, opt_state = update(grads, state.opt_state, state.params, **more)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), {"loss": loss, **metrics}
+        # For optimizers that look at the loss: optax.lbfgs, polyak_sgd, contrib.sophia, sam.
+        extra: dict[str, Any] = {"value": loss, "grad": grads, "value_fn": value_fn}
+        extra |= {"obj_fn": value_fn, "grad_fn": lambda params, _: jax.grad(value_fn)(params)}
+        extra = named_arguments(update, extra, any_name=True)
+        with jax.named_scope("update"):
+            updates, opt_state = update(grads, state.opt_state, state.params, **extra)
+            params = optax.apply_updates(state.params, updates)
+        logged = {} if log is None else log(state, grads, updates)
+        check_names(logged, ("loss", *metrics))
+        metrics = {"loss": loss, **metrics, **logged}
+        return TrainState(state.step + 1, params, opt_state, model_state, state.key), metrics
 
     return train_step
 
 
-def _check_opt_state(tx: Optimizer, state: TrainState) -> None:
-    # Without this, optax fails far from the cause or broadcasts one shape to the other in silence.
-    states = state.opt_state, jax.eval_shape(tx.init, state.params)
-    got, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in states)
-    if got != expected:
-        raise ValueError(
-            "state.opt_state belongs to another optimizer or to other parameters: "
-            "let it be tx.init(state.params)"
-        )
+def norms(state: TrainState, grads: Any, updates: Any) -> Metrics:
+    """The Euclidean norms of the gradient, the update and the parameters, for `log`."""
+    trees = {"grad_norm": grads, "update_norm": updates, "param_norm": state.params}
+    return {name: optax.tree.norm(tree) for name, tree in trees.items()}
 
 
 def make_train_epoch(
-    train_step: TrainStep, batch_size: int = 64, *, pad: bool = True
-) -> TrainEpoch:
+    train_step: TrainStep[State], batch_size: int = 64, *, remainder: Remainder = "pad"
+) -> TrainEpoch[State]:
     """An epoch, `train_epoch(state, dataset, order) -> (state, metrics)`, as one scan of the step.
 
-    Each batch is gathered from the dataset inside the program. Every index of the order is trained
-    on, so the last batch may be short; the metrics have one row a step.
+    Each batch is gathered from the dataset inside the program; the metrics have one row a step. An
+    index outside the dataset is an error or, in a compiled program, makes its step's loss NaN.
 
     Args:
-        train_step: a step of `make_train_step`.
-        batch_size: images a step.
-        pad: how a short last batch is trained on. True fills it up and has the loss leave the
-            filling out, so the step is traced once, but the loss must take `where`. False trains
-            on it at its own size with any loss, at the price of a second trace.
-
-    An index outside the dataset gives a loss of NaN, as a label outside the classes does.
+        train_step: a step of `make_train_step`, or one of your own.
+        batch_size: examples a step.
+        remainder: what becomes of the examples that do not fill the last batch. "pad" fills it up
+            with examples that do not count, so the step is traced once; it is passed `where`, and
+            what looks across the batch (BatchNorm, mixup) must leave them out itself. "short"
+            trains on the shorter batch, at the price of a second trace. "drop" leaves them out.
 
     Raises:
-        ValueError: the batch size is below 1; or, when called, there is not one label an image.
+        ValueError: the batch size is below 1; or, when called, the order is not one row of indices
+            or the dataset's arrays have different numbers of examples.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    check_batch_size(batch_size)
 
     def train_epoch(
-        state: TrainState, dataset: Dataset, order: Int[AnyArray, " n"]
-    ) -> tuple[TrainState, Metrics]:
-        images, labels, order = map(jnp.asarray, (*dataset, order))
-        if len(images) != len(labels):  # JAX would take the last label for those that are missing
-            raise ValueError(f"the dataset has {len(images)} images and {len(labels)} labels")
+        state: State, dataset: Examples, order: Int[AnyArray, " n"]
+    ) -> tuple[State, Metrics]:
+        n = num_examples(dataset)
+        check_order(order, n)
+        dataset, order = jax.tree.map(jnp.asarray, (dataset, order))
+        shardings = (specs(state), PartitionSpec())
+        state, metrics = on_auto_axes(run, shardings, state, dataset, order)
+        # For an index outside JAX takes the nearest example and says nothing.
+        outside = jnp.pad((order < 0) | (order >= n), (0, -order.size % batch_size))
+        wrong = outside.reshape(-1, batch_size).any(axis=1)[: len(metrics["loss"])]
+        return state, {**metrics, "loss": jnp.where(wrong, jnp.nan, metrics["loss"])}
 
-        def step(
-            state: TrainState, rows: tuple[Int[Array, " batch"], Bool[Array, " batch"] | None]
-        ) -> tuple[TrainState, Metrics]:
-            indices, where = rows
-            # Where an index is outside, JAX would take the nearest image: -1 makes its loss NaN.
-            chosen = labels.at[indices].get(mode="fill", fill_value=-1)
-            return train_step(state, Batch(images[indices], chosen), where)
+    def run(state: State, dataset: Examples, order: Int[Array, " n"]) -> tuple[State, Metrics]:
+        def step(state: State, rows: tuple[Any, ...]) -> tuple[State, Metrics]:
+            indices, *where = rows
+            return train_step(state, jax.tree.map(lambda x: x[indices], dataset), *where)
 
-        n = order.shape[0]
-        tail = n % batch_size
-        if tail and pad:
-            filled = jnp.pad(order, (0, batch_size - tail))
-            real = jnp.arange(filled.size) < n
-            return jax.lax.scan(
-                step, state, (filled.reshape(-1, batch_size), real.reshape(-1, batch_size))
-            )
-        full = order[: n - tail].reshape(-1, batch_size)
-        state, metrics = jax.lax.scan(step, state, (full, None))
-        if tail:
-            state, last = step(state, (order[n - tail :], None))
-            metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), metrics, last)
+        size, tail = order.size, order.size % batch_size
+        if tail and remainder == "pad":
+            order = jnp.pad(order, (0, batch_size - tail)).reshape(-1, batch_size)
+            where = (jnp.arange(order.size) < size).reshape(order.shape)
+            return jax.lax.scan(step, state, (order, where))
+        parts = []
+        if size > tail:
+            full = order[: size - tail].reshape(-1, batch_size)
+            state, metrics = jax.lax.scan(step, state, (full,))
+            parts.append(metrics)
+        if tail and remainder == "short":
+            state, metrics = step(state, (order[size - tail :],))
+            parts.append(jax.tree.map(lambda x: x[None], metrics))
+        if not parts:
+            raise ValueError(f"{size} examples fill no batch of {batch_size}")
+        metrics = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
         return state, metrics
 
     return train_epoch
@@ -182,68 +228,80 @@ def make_train_epoch(
 
 def train(
     key: PRNGKeyArray,
-    dataset: Dataset,
-    model: Model,
-    tx: Optimizer,
+    dataset: Examples,
+    state: State,
+    train_step: TrainStep[State],
     *,
     epochs: int = 5,
     batch_size: int = 64,
-    loss_fn: LossFn = cross_entropy,
-    transform: Transform = preprocess,
-    pad: bool = True,
-    test: Dataset | None = None,
-) -> tuple[TrainState, Metrics]:
-    """A whole run as one pure function of the key: the initial state, then epoch after epoch.
+    remainder: Remainder = "pad",
+    test: Callable[[State], Metrics] | None = None,
+) -> tuple[State, Metrics]:
+    """A whole run as one pure function of the key: epoch after epoch, each in its own order.
 
-    Hyperparameters come in through `tx`, so they may be traced: this trains a grid at once,
-    `jax.jit(jax.vmap(lambda key, lr: train(key, dataset, MLP(), optax.sgd(lr))))(keys, rates)`.
-    The same key gives the run that `init_state`, `epoch_order` and `make_train_epoch` give one
-    after the other, and the one of `scripts/train.py --seed` for `jax.random.key(seed)`.
+    Hyperparameters come in through `tx`, so they may be traced: a function that makes the step and
+    the state for a learning rate and calls this one can be vmapped over learning rates and keys.
+    The orders are those of `epoch_order`, and of `scripts/train.py --seed S` for
+    `jax.random.key(S)`.
 
     Args:
-        key: makes the initial parameters and the order of every epoch.
+        key: makes the order of every epoch.
         dataset: what to train on. Pass it into your jitted function as an argument: as a constant
             it makes compiling slower.
-        model: any Linen module, or another pair of `init` and `apply`.
-        tx: any optax optimizer.
-        epochs: how often every image is seen.
-        batch_size, loss_fn, transform, pad: as in `make_train_epoch` and `make_train_step`.
-        test: what to evaluate on after each epoch.
+        state: what the first step is given, for instance of `init_state`.
+        train_step: a step of `make_train_step`, or one of your own.
+        epochs: how often every example is seen.
+        batch_size, remainder: as in `make_train_epoch`.
+        test: `test(state) -> metrics` after each epoch, for instance
+            `lambda state: evaluate(make_metrics(model.apply), state.params, test_set)`, or with the
+            parameters that an average or `optax.contrib.schedule_free_eval_params` gives.
 
     Returns:
-        The last state, and the metrics: those of the steps with the axes [epochs, steps], and with
-        `test` the "test_loss" and "test_accuracy" of each epoch, f32 [epochs].
-    """
-    image = jax.eval_shape(transform, dataset.images[:1])
-    state = init_state(key, model, tx, jnp.zeros(image.shape[1:], image.dtype))
-    train_step = make_train_step(model.apply, tx, loss_fn, transform)
-    train_epoch = make_train_epoch(train_step, batch_size, pad=pad)
+        The last state, and the metrics: those of the steps with the axes [epochs, steps, ...], and
+        those of `test` under "test_" and their name, with the axes [epochs, ...].
 
-    def run_epoch(state: TrainState, epoch: Int32[Array, ""]) -> tuple[TrainState, Metrics]:
-        order = epoch_order(key, epoch, len(dataset.labels))
-        state, metrics = train_epoch(state, dataset, order)
+    >>> from jaxmnist import MLP, Dataset, make_objective
+    >>> data = Dataset(np.zeros((100, 28, 28), np.uint8), np.zeros(100, np.int32))
+    >>> model, tx, key = MLP(), optax.sgd(0.1), jax.random.key(0)
+    >>> train_step = make_train_step(make_objective(model.apply), tx)
+    >>> state, metrics = train(key, data, init_state(key, model, tx), train_step, epochs=3)
+    >>> metrics["loss"].shape
+    (3, 2)
+    """
+    n = num_examples(dataset)
+    train_epoch = make_train_epoch(train_step, batch_size, remainder=remainder)
+
+    def run_epoch(state: State, epoch: Int32[Array, ""]) -> tuple[State, Metrics]:
+        state, metrics = train_epoch(state, dataset, epoch_order(key, epoch, n))
         if test is not None:
-            scores = evaluate(model.apply, state.params, test, loss_fn, transform)
-            metrics |= {"test_loss": scores["loss"], "test_accuracy": scores["accuracy"]}
+            check_names(metrics, (), prefix="test_")
+            metrics |= {f"test_{name}": value for name, value in test(state).items()}
         return state, metrics
 
     return jax.lax.scan(run_epoch, state, jnp.arange(epochs, dtype=jnp.int32))
 
 
-def check_finite(losses: Float[AnyArray, " steps"], first_step: int = 0) -> None:
+def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None:
     """Raise where training has broken down.
 
     Args:
-        losses: the loss of each step, on the host; reading them waits for the device.
-        first_step: the number of the first of them, for the message.
+        losses: the loss of each step, on the host: [steps] or, of a whole run, [epochs, steps].
+            Reading them waits for the device.
+        first_step: how many steps came before the first of them, for the message.
 
     Raises:
-        NonFiniteLossError: naming the first step whose loss is infinite or not a number.
+        NonFiniteLossError: naming the first step, counted through, whose loss is not finite.
+
+    >>> check_finite(np.array([[2.3, 1.9], [0.5, 0.4]]))
     """
+    losses = np.ravel(losses)
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = first_step + bad[0] + 1
-        cause = "a label or an index is out of range, or an image or a weight is not finite"
+        cause = (
+            "a label or an index is out of range, or an image or a weight is not finite, or float "
+            "images are not scaled"
+        )
         if step > 1:  # the first loss is taken before anything is learnt, at any learning rate
             cause = f"training has diverged, try a lower learning rate; or {cause}"
         raise NonFiniteLossError(f"the loss of step {step} is {losses[bad[0]]}: {cause}")

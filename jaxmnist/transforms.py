@@ -10,17 +10,20 @@ import math
 import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 
+from jaxmnist.checks import check_pixels
 from jaxmnist.types import AnyArray
 
 
 def to_tensor(images: UInt8[AnyArray, "*shape"]) -> Float32[AnyArray, "*shape"]:
     """Grey levels 0..255 as float32 in [0, 1]: torchvision's `ToTensor`, bit for bit.
 
-    The channel axis that ToTensor adds carries no information for grey images and is left out;
-    `jaxmnist.batches` adds it for loops that want the notebook's shapes.
+    The channel axis that ToTensor adds carries no information for grey images and is left out.
 
     Raises:
         TypeError: the images are not uint8 (floats would be scaled a second time).
+
+    >>> to_tensor(np.array([0, 51, 255], np.uint8))
+    array([0. , 0.2, 1. ], dtype=float32)
     """
     if images.dtype != np.uint8:
         raise TypeError(
@@ -52,7 +55,15 @@ def preprocess(
 
     uint8 pixels become the rows of floats that the notebook feeds its model, `[n, 784]`. Floats are
     taken to be transformed already and pass as they are, whatever their shape.
+
+    Raises:
+        TypeError: the images are other integers.
+        ValueError: floats that reach beyond 32 are grey levels that nobody has scaled; in a
+            compiled program they give NaN.
+
+    >>> preprocess(np.array([[[0, 255]]], np.uint8))
+    array([[-1.,  1.]], dtype=float32)
     """
     if images.dtype == np.uint8:
         return flatten(normalize(to_tensor(images)))
-    return images
+    return check_pixels(images)

@@ -1,4 +1,4 @@
-"""The words that the signatures of several modules share."""
+"""The names that the signatures of several modules share."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -8,12 +8,16 @@ import optax
 from jaxtyping import Array
 
 AnyArray: TypeAlias = Array | np.ndarray  # on a device or, as NumPy's, on the host
-Params: TypeAlias = Any  # a model's parameters, a pytree: for Linen what `model.init` returns
+Params: TypeAlias = Any  # what is trained, a pytree: for Linen what `model.init` returns
+Examples: TypeAlias = Any  # a dataset or a batch: a pytree of arrays, examples on the first axis
 Metrics: TypeAlias = dict[str, Array]
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
-ApplyFn: TypeAlias = Callable[[Params, AnyArray], Any]  # (params, images) -> logits or log_probs
-LossFn: TypeAlias = Callable[..., Any]  # (logits, labels, [where=]) -> loss or (loss, metrics)
+ApplyFn: TypeAlias = Callable[[Params, AnyArray], Any]  # (params, images) -> logits
+LossFn: TypeAlias = Callable[[Any, Any], Any]  # (logits, labels) -> a number per example
 Transform: TypeAlias = Callable[[Array], AnyArray]  # images -> what the model takes
+# (params, batch, *, key, model_state, where) -> loss, (loss, metrics) or (loss, metrics,
+# model_state). It is passed those of the keywords that its signature names.
+Objective: TypeAlias = Callable[..., Any]
 
 
 @runtime_checkable
@@ -29,4 +33,4 @@ class Model(Protocol):
 
     @property
     def apply(self) -> Callable[..., Any]:
-        """`apply(params, images)`: a row of scores an image."""
+        """`apply(params, images)`: a row of logits per image."""

@@ -1,0 +1,162 @@
+"""Mistakes that JAX would pass over in silence or report far from their cause, as one clear error.
+
+Shapes, dtypes and names are checked when a function is traced. Values are checked where they are
+known; in a compiled program they are not, and give NaN instead.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxmnist.types import AnyArray, Examples, Optimizer, Params
+
+UNSCALED = 32.0  # no transform of the notebook's gives numbers as large as this; grey levels are
+
+
+def named_arguments(
+    fn: Callable[..., Any], offered: Mapping[str, Any], any_name: bool = False
+) -> dict[str, Any]:
+    """The offered keyword arguments that a signature names; with `any_name` all if it has **kwargs.
+
+    By default **kwargs do not count: they may go to somebody who knows other names.
+    """
+    parameters = inspect.signature(fn).parameters
+    if any_name and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return dict(offered)
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def num_examples(examples: Examples) -> int:
+    """The size of the first axis, which all arrays of a dataset or a batch share."""
+    leaves = jax.tree_util.tree_flatten_with_path(examples)[0]
+    sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
+    if len(set(sizes.values())) != 1 or () in sizes.values():
+        found = ", ".join(f"{name} has {size[0] if size else 'no'}" for name, size in sizes.items())
+        raise ValueError(f"a dataset's arrays need the same number of examples; {found or 'none'}")
+    return next(iter(sizes.values()))[0]
+
+
+def check_order(order: AnyArray, n: int) -> None:
+    """Raise unless an order is one row of indices and, where they are known, inside the dataset."""
+    if order.ndim != 1 or not jnp.issubdtype(order.dtype, jnp.integer):
+        raise ValueError(f"an order is one row of integers, not {order.dtype}{list(order.shape)}")
+    if not isinstance(order, jax.core.Tracer) and order.size:
+        low, high = int(order.min()), int(order.max())
+        if low < 0 or high >= n:
+            raise ValueError(f"order reaches from {low} to {high}, outside 0..{n - 1}")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise unless a batch has at least one example."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+
+
+def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
+    """The images, unless they are integers or look like grey levels that nobody has scaled."""
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images are uint8 grey levels or transformed floats, not {images.dtype}")
+    if isinstance(images, jax.core.Tracer):
+        return jnp.where(jnp.max(jnp.abs(images), initial=0) > UNSCALED, jnp.nan, images)
+    largest = abs(images).max(initial=0)
+    if largest > UNSCALED:
+        raise ValueError(f"float images reach {largest}: grey levels are scaled first or uint8")
+    return images
+
+
+def check_logits(logits: Any, labels: tuple[int, ...]) -> None:
+    """Raise unless a model's output has a row of logits for each of the labels of this shape."""
+    shape = getattr(logits, "shape", ())
+    if len(shape) != 2 or labels != shape[:1]:
+        got = f"has shape {shape}" if hasattr(logits, "shape") else f"is a {type(logits).__name__}"
+        raise ValueError(
+            f"the model's output {got} and the labels have shape {labels}: "
+            "one row of logits for each label is needed, [n, classes] and [n]"
+        )
+
+
+def check_labels(labels: Int[AnyArray, " n"], classes: int) -> None:
+    """Raise where a label is known to be outside the classes."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(labels)  # on the host: within a trace labels[row] would be a tracer
+    rows = np.flatnonzero((values < 0) | (values >= classes))
+    if rows.size:
+        raise ValueError(
+            f"label {values[rows[0]]} in row {rows[0]} is outside the classes 0..{classes - 1}"
+        )
+
+
+def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
+    """Raise where the parameters cannot be trained, or the optimizer's state is not theirs.
+
+    Without this, optax fails far from the cause or broadcasts one shape to the other in silence.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no "
+                "gradient; what is not trained goes into model_state"
+            )
+    states = opt_state, jax.eval_shape(tx.init, params)
+    got, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in states)
+    if got != expected:
+        raise ValueError(
+            "state.opt_state belongs to another optimizer or to other parameters: "
+            "let it be tx.init(state.params)"
+        )
+
+
+def check_result(result: Any, n: int, padded: bool) -> tuple[Any, dict[str, Any], Any]:
+    """What an objective returned as (loss, metrics, next model state or None).
+
+    Raises:
+        TypeError: it is none of the three forms; or a scalar that cannot leave out the padding.
+        ValueError: the loss has another shape, or a metric is called "loss".
+    """
+    loss, metrics, model_state = (
+        (*result, *({}, None)[len(result) - 1 :])
+        if (isinstance(result, tuple) and 1 <= len(result) <= 3)
+        else (result, {}, None)
+    )
+    if (not hasattr(loss, "dtype") and not isinstance(loss, float)) or not isinstance(
+        metrics, dict
+    ):
+        raise TypeError(
+            "an objective returns loss, (loss, metrics) or (loss, metrics, model_state), where "
+            "loss is an array and metrics a dict"
+        )
+    if jnp.shape(loss) not in ((), (n,)):
+        raise ValueError(
+            f"a loss is a scalar or one number per example, [{n}], not of shape {jnp.shape(loss)}"
+        )
+    if padded and jnp.shape(loss) == ():
+        raise TypeError(
+            "the last batch is padded, and a scalar loss that takes no `where` counts the padding: "
+            "return one number per example, take `where`, or ask for remainder='short' or 'drop'"
+        )
+    check_names(metrics, ("loss",))
+    return loss, metrics, model_state
+
+
+def check_names(metrics: Mapping[str, Any], reserved: Collection[str], prefix: str = "") -> None:
+    """Raise where a metric has a name that another one has, or a prefix that is reserved."""
+    for name in metrics:
+        if name in reserved or (prefix and name.startswith(prefix)):
+            raise ValueError(f"a metric cannot be called {name!r}, which is another one's name")
+
+
+def check_same_model_state(before: Any, after: Any) -> None:
+    """Raise where an objective returns a model state of another structure, shape or dtype."""
+    there, here = (
+        jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree) for tree in (before, after)
+    )
+    if there != here:
+        raise ValueError(
+            "the model_state that an objective returns must be as the one it was given"
+        )
