@@ -22,6 +22,7 @@ from jaxmnist.training import (
 )
 from jaxmnist.transforms import flatten, normalize, preprocess, to_tensor
 
+__version__ = "0.2.0"
 __all__ = [
     "MLP",
     "DataError",

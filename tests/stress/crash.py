@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,9 @@ import tyro
 from tests.helpers import TRAIN, ending, epoch_lines, finish
 from tests.stress.injection import Fault, child_environment, injected, run_train
 
-OPTIONS = "--epochs 3 --momentum 0.9 --checkpoint-unit steps --checkpoint-every 200 --resume"
+OPTIONS = (
+    "--epochs 3 --momentum 0.9 --checkpoint-unit steps --checkpoint-every 200 --resume --keep 1"
+)
 CHILD = "from tests.stress.crash import run_until_killed; run_until_killed()"
 # A call that writing a checkpoint makes, before which the process dies (or half-way in a `write`),
 # and the file: fsync is of the file and of its directory, unlink of the checkpoints too old.
@@ -70,9 +73,7 @@ def main(
         for number, kind in enumerate(tqdm.tqdm(kinds, unit="run", leave=False, disable=None)):
             out = f"run-{number}"
             if kind == "writing a checkpoint":
-                call = str(number % len(CALLS))
-                child = [sys.executable, "-c", CHILD, call, str(rng.randint(0, 9)), *options(out)]
-                code = kill_after(child, None)
+                code = kill_in_call(number % len(CALLS), rng.randint(0, 9), options(out))
             else:
                 code = kill_after([*train, *options(out)], rng.uniform(0, seconds))
             killed[kind] += code == -signal.SIGKILL
@@ -86,14 +87,25 @@ def main(
         print(f"| {kind} | {total} | {running} | {total} |")
 
 
-def kill_after(command: list[str], seconds: float | None) -> int:
-    """Start a program and kill it, unless it does so itself; its exit code, -9 if it was killed."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=child_environment(), **quiet) as process:
-        if seconds is not None:
-            time.sleep(seconds)
-            process.kill()
+def kill_after(command: list[str], seconds: float) -> int:
+    """Start a program and kill it after a time; its exit code, -9 if it was still running."""
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
+        time.sleep(seconds)
+        process.kill()
         return process.wait()
+
+
+def kill_in_call(call: int, skip: int, options: list[str]) -> int:
+    """Let a run die in a call of `CALLS` after so many that went well, or fewer: where the disk is
+    slow, fewer checkpoints are written. Its exit code."""
+    while True:
+        child = [sys.executable, "-c", CHILD, str(call), str(skip), *options]
+        done = subprocess.run(child, env=child_environment(), capture_output=True)
+        if done.returncode == -signal.SIGKILL or skip == 0:
+            return done.returncode
+        skip //= 2
+        shutil.rmtree(options[-1])
 
 
 def run_until_killed() -> None:

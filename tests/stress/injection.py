@@ -1,4 +1,4 @@
-"""Faults on demand: what an operating system may answer to a program that reads and writes files."""
+"""Faults on demand: what an operating system may answer to a program that uses files."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Fault:
             return False
         return self.skip <= next(self.calls) < self.skip + self.count
 
-    def happen(self, *names: str) -> None:
+    def happen(self, path: str, *names: str) -> None:
         """Raise the error, which names the files if the call was given names and no descriptor."""
         if callable(self.effect):
-            self.effect(names[0])
+            self.effect(path)
         elif self.effect != SHORT:
             raise OSError(self.effect, os.strerror(self.effect), *names)
 
@@ -115,7 +115,7 @@ def _opening(faults: tuple[Fault, ...], call: Callable[..., Any], _: str) -> Cal
             return call(file, mode, buffering, *args, **kwargs)
         for fault in faults:
             if fault.strikes("open", path):
-                fault.happen(path)
+                fault.happen(path, path)
         mine = [fault for fault in faults if fnmatch.fnmatch(path, fault.path)]
         if not {"read", "write"} & {fault.call for fault in mine}:
             return call(file, mode, buffering, *args, **kwargs)
@@ -138,7 +138,7 @@ def _calling(faults: tuple[Fault, ...], call: Callable[..., Any], name: str) -> 
         path = names[-1] if names else os.readlink(f"/proc/self/fd/{args[0]}")
         for fault in faults:
             if fault.strikes(name, path):
-                fault.happen(*names[:1])
+                fault.happen(path, *names[:1])
         return call(*args, **kwargs)
 
     return called
@@ -153,7 +153,7 @@ class _File(io.FileIO):
         view = memoryview(buffer)
         for fault in self.faults:
             if fault.strikes("read", str(self.name)):
-                fault.happen()
+                fault.happen(str(self.name))
                 view = view[: max(1, len(view) // 3)]
         return super().readinto(view)
 
@@ -166,6 +166,6 @@ class _File(io.FileIO):
             if fault.strikes("write", str(self.name)):
                 view = memoryview(data)
                 written = super().write(view[: max(1, len(view) // 2)])  # as on a disk that fills
-                fault.happen()
+                fault.happen(str(self.name))
                 return written
         return super().write(data)
