@@ -4,6 +4,7 @@ Everything that computes is a pure function of arrays, to be jitted, vmapped, di
 scanned by you; importing it starts no backend and sets no flag.
 """
 
+from jaxmnist.checks import check_finite
 from jaxmnist.data import Dataset, batches, epoch_order
 from jaxmnist.datasets.mnist import load_mnist
 from jaxmnist.errors import DataError, DataNotFoundError, JaxmnistError, NonFiniteLossError
@@ -13,7 +14,6 @@ from jaxmnist.model import MLP
 from jaxmnist.objective import make_objective
 from jaxmnist.training import (
     TrainState,
-    check_finite,
     init_state,
     make_train_epoch,
     make_train_step,

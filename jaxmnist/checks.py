@@ -13,18 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxmnist.errors import NonFiniteLossError
 from jaxmnist.types import AnyArray, Examples, Optimizer, Params
 
-UNSCALED = 32.0  # no transform of the notebook's gives numbers as large as this; grey levels are
+UNSCALED = 32.0  # the notebook's transforms give no number as large as this; grey levels are
 
 
 def named_arguments(
     fn: Callable[..., Any], offered: Mapping[str, Any], any_name: bool = False
 ) -> dict[str, Any]:
-    """The offered keyword arguments that a signature names; with `any_name` all if it has **kwargs.
-
-    By default **kwargs do not count: they may go to somebody who knows other names.
-    """
+    """The offered keyword arguments that a signature names; **kwargs count with `any_name` only."""
     parameters = inspect.signature(fn).parameters
     if any_name and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return dict(offered)
@@ -63,9 +61,8 @@ def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]
         raise TypeError(f"images are uint8 grey levels or transformed floats, not {images.dtype}")
     if isinstance(images, jax.core.Tracer):
         return jnp.where(jnp.max(jnp.abs(images), initial=0) > UNSCALED, jnp.nan, images)
-    largest = abs(images).max(initial=0)
-    if largest > UNSCALED:
-        raise ValueError(f"float images reach {largest}: grey levels are scaled first or uint8")
+    if abs(images).max(initial=0) > UNSCALED:
+        raise ValueError(f"float images reach beyond {UNSCALED}: give grey levels as uint8")
     return images
 
 
@@ -112,51 +109,48 @@ def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
         )
 
 
-def check_result(result: Any, n: int, padded: bool) -> tuple[Any, dict[str, Any], Any]:
-    """What an objective returned as (loss, metrics, next model state or None).
-
-    Raises:
-        TypeError: it is none of the three forms; or a scalar that cannot leave out the padding.
-        ValueError: the loss has another shape, or a metric is called "loss".
-    """
-    loss, metrics, model_state = (
-        (*result, *({}, None)[len(result) - 1 :])
-        if (isinstance(result, tuple) and 1 <= len(result) <= 3)
-        else (result, {}, None)
-    )
-    if (not hasattr(loss, "dtype") and not isinstance(loss, float)) or not isinstance(
-        metrics, dict
-    ):
+def check_loss(loss: Any, metrics: Any, n: int, padded: bool) -> None:
+    """Raise where an objective returns what cannot be trained on: `padded`, what it cannot mask."""
+    if isinstance(loss, tuple | list | dict) or loss is None or not isinstance(metrics, dict):
         raise TypeError(
-            "an objective returns loss, (loss, metrics) or (loss, metrics, model_state), where "
-            "loss is an array and metrics a dict"
+            "an objective returns loss, (loss, metrics) or (loss, metrics, model_state)"
         )
-    if jnp.shape(loss) not in ((), (n,)):
-        raise ValueError(
-            f"a loss is a scalar or one number per example, [{n}], not of shape {jnp.shape(loss)}"
-        )
-    if padded and jnp.shape(loss) == ():
+    shape = jnp.shape(loss)
+    if shape not in ((), (n,)):
+        raise ValueError(f"a loss is a scalar or one number per example, [{n}], not {list(shape)}")
+    if padded and not shape:
         raise TypeError(
             "the last batch is padded, and a scalar loss that takes no `where` counts the padding: "
             "return one number per example, take `where`, or ask for remainder='short' or 'drop'"
         )
     check_names(metrics, ("loss",))
-    return loss, metrics, model_state
 
 
-def check_names(metrics: Mapping[str, Any], reserved: Collection[str], prefix: str = "") -> None:
-    """Raise where a metric has a name that another one has, or a prefix that is reserved."""
+def check_names(
+    metrics: Mapping[str, Any], reserved: Collection[str], prefix: str = "test_"
+) -> None:
+    """Raise where a metric has the name of another one, or one that evaluation may give."""
     for name in metrics:
-        if name in reserved or (prefix and name.startswith(prefix)):
+        if name in reserved or name.startswith(prefix):
             raise ValueError(f"a metric cannot be called {name!r}, which is another one's name")
 
 
-def check_same_model_state(before: Any, after: Any) -> None:
-    """Raise where an objective returns a model state of another structure, shape or dtype."""
-    there, here = (
-        jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree) for tree in (before, after)
-    )
-    if there != here:
-        raise ValueError(
-            "the model_state that an objective returns must be as the one it was given"
-        )
+def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None:
+    """Raise a NonFiniteLossError that names the first step at which training has broken down.
+
+    Args:
+        losses: the loss of each step, on the host: [steps] or, of a whole run, [epochs, steps].
+            Reading them waits for the device.
+        first_step: how many steps came before the first of them, for the message.
+
+    >>> check_finite(np.array([[2.3, 1.9], [0.5, 0.4]]))
+    """
+    losses = np.ravel(losses)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        step = first_step + bad[0] + 1
+        cause = "a label or an index is out of range, or an image or a weight is not finite or not"
+        cause += " scaled"
+        if step > 1:  # the first loss is taken before anything is learnt, at any learning rate
+            cause = f"training has diverged, try a lower learning rate; or {cause}"
+        raise NonFiniteLossError(f"the loss of step {step} is {losses[bad[0]]}: {cause}")

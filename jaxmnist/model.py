@@ -30,16 +30,13 @@ class MLP(nn.Module):
     the logits.
 
     A layer's "weight" is `[features, inputs]` as in PyTorch, where Flax's own `nn.Dense` has a
-    "kernel" `[inputs, features]`. So files of PyTorch's fit as they are, and training takes less
-    time on CPUs: XLA makes faster code of the gradient `grads.T @ x` than of `x.T @ grads`. Tell an
-    optimizer that cares for the axes or the names:
+    "kernel" `[inputs, features]`: PyTorch's files fit as they are, and XLA makes faster code on
+    CPUs. Tell an optimizer that cares for axes, and select by axes and not by "kernel":
 
-    >>> import optax
-    >>> rows = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)
+    >>> from optax.contrib import MuonDimensionNumbers, muon
+    >>> rows = MuonDimensionNumbers(reduction_axis=1, output_axis=0)
     >>> weights = lambda params: jax.tree.map(lambda x: rows if x.ndim == 2 else None, params)
-    >>> muon = optax.contrib.muon(0.02, muon_weight_dimension_numbers=weights)
-    >>> only_weights = lambda params: jax.tree.map(lambda x: x.ndim == 2, params)
-    >>> adamw = optax.adamw(1e-3, mask=only_weights)  # by the number of axes, not by "kernel"
+    >>> tx = muon(0.02, muon_weight_dimension_numbers=weights)
 
     Attributes:
         hidden: the width of each hidden layer.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxmnist.checks import check_result, check_same_model_state, named_arguments, num_examples
+from jaxmnist.checks import check_loss, named_arguments, num_examples
 from jaxmnist.data import Dataset
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
@@ -36,11 +36,6 @@ def make_objective(
         loss_fn: `loss_fn(logits, labels) -> losses`, one number per example as optax's losses give,
             or `(losses, metrics)` with a dict of more arrays to report.
         transform: what happens to a batch's images first, inside the step.
-
-    Returns:
-        `objective(params, batch)`, for batches with `images` and `labels`. An objective of your own
-        may name any of `key`, `model_state` and `where` as keyword arguments; `make_train_step`
-        says what they are.
     """
 
     def objective(params: Params, batch: Dataset) -> Any:
@@ -54,11 +49,9 @@ def make_objective(
 
 
 def as_scalar(objective: Objective) -> ScalarObjective:
-    """Any objective in one form, for `jax.value_and_grad(..., has_aux=True)`.
+    """Any objective in one form: what it does not name is not passed, what it leaves out is added.
 
-    `scalar(params, batch, key, model_state, where) -> (loss, (metrics, model_state))`: the
-    objective is given what its signature names, its loss is averaged over the rows of the batch
-    that count, and a model state that it does not return stays as it was.
+    The loss is the mean over the rows of the batch that count.
     """
 
     def scalar(
@@ -68,16 +61,15 @@ def as_scalar(objective: Objective) -> ScalarObjective:
         model_state: Any = None,
         where: Bool[AnyArray, " n"] | None = None,
     ) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
-        asked = named_arguments(objective, {"key": key, "model_state": model_state, "where": where})
-        if "key" in asked and key is None:
-            raise ValueError("the objective asks for a key and state.key is None; give it a key")
+        offered = {"key": key, "model_state": model_state, "where": where}
+        named = named_arguments(objective, offered)
+        if "key" in named and key is None:
+            raise ValueError("the objective asks for a key and state.key is None")
         with jax.named_scope("objective"):
-            result = objective(params, batch, **asked)
-        padded = where is not None and "where" not in asked
-        loss, metrics, next_state = check_result(result, num_examples(batch), padded)
-        if next_state is None:
-            next_state = model_state
-        check_same_model_state(model_state, next_state)
+            result = objective(params, batch, **named)
+        loss, *rest = result if isinstance(result, tuple) else (result,)
+        metrics, next_state = (*rest, *({}, model_state)[len(rest) :])
+        check_loss(loss, metrics, num_examples(batch), where is not None and "where" not in named)
         loss = jnp.mean(loss, where=where) if jnp.ndim(loss) else loss
         return loss, (metrics, next_state)
 

@@ -21,7 +21,6 @@ from jaxmnist.checks import (
     num_examples,
 )
 from jaxmnist.data import epoch_order, on_auto_axes, specs
-from jaxmnist.errors import NonFiniteLossError
 from jaxmnist.objective import ScalarObjective, as_scalar
 from jaxmnist.types import AnyArray, Examples, Metrics, Model, Objective, Optimizer, Params
 
@@ -55,23 +54,15 @@ def init_state(
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
 
-    Of the collections that a Linen module with more than parameters has, "params" is trained and
-    the others, for instance "batch_stats", become the `model_state`.
-
-    Args:
-        key: where the parameters and the state's own key come from.
-        model: any Linen module, or another pair of `init` and `apply`.
-        tx: any optax optimizer.
-        example: one example of what the model takes, by default the 784 pixels of an image.
+    Where a Linen module has more collections than "params", for instance "batch_stats", these
+    become the `model_state`. `example` is one example of what the model takes, by default the 784
+    pixels of an image.
     """
     example = np.zeros(784, np.float32) if example is None else example
     try:
         params = model.init(key, example[None])
     except Exception as error:
-        error.add_note(
-            f"init_state gave the model one example of shape {example.shape}; pass example= what "
-            "it takes"
-        )
+        error.add_note(f"init_state's example= is one example for the model, here {example.shape}")
         raise
     model_state = None
     if isinstance(params, dict) and "params" in params and len(params) > 1:
@@ -80,8 +71,8 @@ def init_state(
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state)
     seen: set[int] = set()
 
-    def own(leaf: Any) -> Any:  # optimizers may keep the parameters themselves in their state:
-        if id(leaf) in seen:  # a buffer that is there twice cannot be donated
+    def own(leaf: Any) -> Any:  # some optimizers' state holds the parameters themselves, and a
+        if id(leaf) in seen:  # buffer that is there twice cannot be donated
             return jnp.copy(leaf)
         seen.add(id(leaf))
         return leaf
@@ -104,24 +95,20 @@ def make_train_step(
     Args:
         objective: `objective(params, batch)` gives `loss`, `(loss, metrics)` or `(loss, metrics,
             model_state)`: a scalar or one number per example, a dict of arrays to report, and the
-            next state of what is not trained. It is passed those of these keyword arguments that
-            its signature names: `key`, the step's own, `fold_in(state.key, state.step)`;
-            `model_state`; `where` `[n]`, the rows of a padded batch that count, or None for all.
+            next state of what is not trained. It may name these keyword arguments: `key`, the
+            step's own; `model_state`; `where` `[n]`, which rows of a padded batch count, or None.
         tx: any optax optimizer. One that asks for them gets the loss and the objective, too.
-        value_and_grad: takes the place of `jax.value_and_grad(..., has_aux=True)` for a gradient of
-            your own. It is given a function of `(params, batch, key, model_state, where)` that
-            returns `(loss, aux)`, and gives one that returns `((loss, aux), grads)`.
+        value_and_grad: a gradient of your own in place of `jax.value_and_grad(..., has_aux=True)`:
+            from `fn(params, batch, key, model_state, where) -> (loss, aux)` it makes a function
+            that gives `((loss, aux), grads)`.
         log: `log(state, grads, updates) -> metrics`, more metrics, for instance `norms`; the state
             is the one before the update.
 
-    Returns:
-        `train_step(state, batch, where=None)`. The metrics are a dict with "loss", the loss before
-        the update, and what the objective and `log` report.
+    The metrics are a dict with "loss", the loss before the update, and what the two report.
 
     >>> def squared_error(params, batch):
     ...     return (batch["x"] * params - batch["y"]) ** 2
-    >>> tx = optax.sgd(0.25)
-    >>> params = jnp.array(1.0)
+    >>> tx, params = optax.sgd(0.25), jnp.array(1.0)
     >>> state = TrainState(jnp.int32(0), params, tx.init(params))
     >>> batch = {"x": jnp.array([1.0, 1.0]), "y": jnp.array([2.0, 4.0])}
     >>> state, metrics = make_train_step(squared_error, tx)(state, batch)
@@ -135,9 +122,8 @@ def make_train_step(
         state: TrainState, batch: Examples, where: Bool[AnyArray, " n"] | None = None
     ) -> tuple[TrainState, Metrics]:
         check_trained(tx, state.params, state.opt_state)
-        batch = jax.tree.map(jnp.asarray, batch)
         key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-        rest = (batch, key, state.model_state, where)
+        rest = (jax.tree.map(jnp.asarray, batch), key, state.model_state, where)
         with jax.named_scope("gradient"):
             (loss, (metrics, model_state)), grads = value_and_grad(scalar)(state.params, *rest)
 
@@ -153,8 +139,8 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
         logged = {} if log is None else log(state, grads, updates)
         check_names(logged, ("loss", *metrics))
-        metrics = {"loss": loss, **metrics, **logged}
-        return TrainState(state.step + 1, params, opt_state, model_state, state.key), metrics
+        state = TrainState(state.step + 1, params, opt_state, model_state, state.key)
+        return state, {"loss": loss, **metrics, **logged}
 
     return train_step
 
@@ -180,10 +166,6 @@ def make_train_epoch(
             with examples that do not count, so the step is traced once; it is passed `where`, and
             what looks across the batch (BatchNorm, mixup) must leave them out itself. "short"
             trains on the shorter batch, at the price of a second trace. "drop" leaves them out.
-
-    Raises:
-        ValueError: the batch size is below 1; or, when called, the order is not one row of indices
-            or the dataset's arrays have different numbers of examples.
     """
     check_batch_size(batch_size)
 
@@ -193,25 +175,27 @@ def make_train_epoch(
         n = num_examples(dataset)
         check_order(order, n)
         dataset, order = jax.tree.map(jnp.asarray, (dataset, order))
-        shardings = (specs(state), PartitionSpec())
-        state, metrics = on_auto_axes(run, shardings, state, dataset, order)
+        out = (specs(state), PartitionSpec())
+        state, metrics = on_auto_axes(scan_batches, out, state, dataset, order)
         # For an index outside JAX takes the nearest example and says nothing.
         outside = jnp.pad((order < 0) | (order >= n), (0, -order.size % batch_size))
         wrong = outside.reshape(-1, batch_size).any(axis=1)[: len(metrics["loss"])]
         return state, {**metrics, "loss": jnp.where(wrong, jnp.nan, metrics["loss"])}
 
-    def run(state: State, dataset: Examples, order: Int[Array, " n"]) -> tuple[State, Metrics]:
+    def scan_batches(
+        state: State, dataset: Examples, order: Int[Array, " n"]
+    ) -> tuple[State, Metrics]:
         def step(state: State, rows: tuple[Any, ...]) -> tuple[State, Metrics]:
             indices, *where = rows
             return train_step(state, jax.tree.map(lambda x: x[indices], dataset), *where)
 
         size, tail = order.size, order.size % batch_size
         if tail and remainder == "pad":
-            order = jnp.pad(order, (0, batch_size - tail)).reshape(-1, batch_size)
-            where = (jnp.arange(order.size) < size).reshape(order.shape)
-            return jax.lax.scan(step, state, (order, where))
+            padded = jnp.pad(order, (0, batch_size - tail)).reshape(-1, batch_size)
+            where = (jnp.arange(padded.size) < size).reshape(padded.shape)
+            return jax.lax.scan(step, state, (padded, where))
         parts = []
-        if size > tail:
+        if size > tail:  # a scan of no steps is an error without jit
             full = order[: size - tail].reshape(-1, batch_size)
             state, metrics = jax.lax.scan(step, state, (full,))
             parts.append(metrics)
@@ -220,8 +204,7 @@ def make_train_epoch(
             parts.append(jax.tree.map(lambda x: x[None], metrics))
         if not parts:
             raise ValueError(f"{size} examples fill no batch of {batch_size}")
-        metrics = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-        return state, metrics
+        return state, jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     return train_epoch
 
@@ -237,24 +220,20 @@ def train(
     remainder: Remainder = "pad",
     test: Callable[[State], Metrics] | None = None,
 ) -> tuple[State, Metrics]:
-    """A whole run as one pure function of the key: epoch after epoch, each in its own order.
+    """A whole run as one pure function: epoch after epoch, in the orders that `epoch_order` gives.
 
-    Hyperparameters come in through `tx`, so they may be traced: a function that makes the step and
-    the state for a learning rate and calls this one can be vmapped over learning rates and keys.
-    The orders are those of `epoch_order`, and of `scripts/train.py --seed S` for
-    `jax.random.key(S)`.
+    Hyperparameters come in through `tx`, so a function that makes the state and the step for a
+    learning rate and calls this one can be vmapped over rates and keys.
 
     Args:
-        key: makes the order of every epoch.
+        key: makes the order of every epoch; `jax.random.key(S)` those of `train.py --seed S`.
         dataset: what to train on. Pass it into your jitted function as an argument: as a constant
             it makes compiling slower.
         state: what the first step is given, for instance of `init_state`.
-        train_step: a step of `make_train_step`, or one of your own.
+        train_step, batch_size, remainder: as in `make_train_epoch`.
         epochs: how often every example is seen.
-        batch_size, remainder: as in `make_train_epoch`.
         test: `test(state) -> metrics` after each epoch, for instance
-            `lambda state: evaluate(make_metrics(model.apply), state.params, test_set)`, or with the
-            parameters that an average or `optax.contrib.schedule_free_eval_params` gives.
+            `lambda state: evaluate(make_metrics(model.apply), state.params, test_set)`.
 
     Returns:
         The last state, and the metrics: those of the steps with the axes [epochs, steps, ...], and
@@ -268,40 +247,12 @@ def train(
     >>> metrics["loss"].shape
     (3, 2)
     """
-    n = num_examples(dataset)
     train_epoch = make_train_epoch(train_step, batch_size, remainder=remainder)
 
     def run_epoch(state: State, epoch: Int32[Array, ""]) -> tuple[State, Metrics]:
-        state, metrics = train_epoch(state, dataset, epoch_order(key, epoch, n))
-        if test is not None:
-            check_names(metrics, (), prefix="test_")
-            metrics |= {f"test_{name}": value for name, value in test(state).items()}
-        return state, metrics
+        order = epoch_order(key, epoch, num_examples(dataset))
+        state, metrics = train_epoch(state, dataset, order)
+        tested = {} if test is None else test(state)
+        return state, metrics | {f"test_{name}": value for name, value in tested.items()}
 
     return jax.lax.scan(run_epoch, state, jnp.arange(epochs, dtype=jnp.int32))
-
-
-def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None:
-    """Raise where training has broken down.
-
-    Args:
-        losses: the loss of each step, on the host: [steps] or, of a whole run, [epochs, steps].
-            Reading them waits for the device.
-        first_step: how many steps came before the first of them, for the message.
-
-    Raises:
-        NonFiniteLossError: naming the first step, counted through, whose loss is not finite.
-
-    >>> check_finite(np.array([[2.3, 1.9], [0.5, 0.4]]))
-    """
-    losses = np.ravel(losses)
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        step = first_step + bad[0] + 1
-        cause = (
-            "a label or an index is out of range, or an image or a weight is not finite, or float "
-            "images are not scaled"
-        )
-        if step > 1:  # the first loss is taken before anything is learnt, at any learning rate
-            cause = f"training has diverged, try a lower learning rate; or {cause}"
-        raise NonFiniteLossError(f"the loss of step {step} is {losses[bad[0]]}: {cause}")
