@@ -118,10 +118,13 @@ def shard_epoch(
     sharding = NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names))
 
     def shard(values: AnyArray) -> Array:
-        # JAX asks for the part of the steps and of the rows that a device needs.
         values = np.asarray(values)
         shape = (*rows.shape, *values.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, lambda part: values[rows[part[:2]]])
+
+        def rows_of(part: Any) -> np.ndarray:  # of the steps and the batch, as a device needs them
+            return values[rows[part[:2]]]
+
+        return jax.make_array_from_callback(shape, sharding, rows_of)
 
     batches = jax.tree.map(shard, dataset)
     if where.all():

@@ -14,7 +14,7 @@ Metrics: TypeAlias = dict[str, Array]
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 ApplyFn: TypeAlias = Callable[[Params, AnyArray], Any]  # (params, images) -> logits
 LossFn: TypeAlias = Callable[[Any, Any], Any]  # (logits, labels) -> a number per example
-Transform: TypeAlias = Callable[[Array], AnyArray]  # images -> what the model takes
+Transform: TypeAlias = Callable[[Any], AnyArray]  # images -> what the model takes
 # (params, batch, *, key, model_state, where) -> loss, (loss, metrics) or (loss, metrics,
 # model_state). It is passed those of the keywords that its signature names.
 Objective: TypeAlias = Callable[..., Any]
