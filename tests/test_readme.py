@@ -1,82 +1,136 @@
-"""What README.md says is so."""
+"""What the READMEs say is so: every command block and every example runs as it stands, in order."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
-import jax
 import numpy as np
-import optax
-from conftest import ROOT
+import pytest
+from PIL import Image
 
-README = (ROOT / "README.md").read_text()
+from tests.documents import DOCUMENTS, Block, commands, read_blocks, write_example
+from tests.helpers import ROOT
 
-
-def numbers(line):
-    return [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", line)]
-
-
-def test_the_examples_run(capsys, monkeypatch):
-    """All of them in one namespace, one after the other, as a reader would type them."""
-    import jaxmnist.datasets.synthetic as synthetic
-    from jaxmnist import Dataset
-
-    drawn = synthetic.load_synthetic()
-    small = [
-        Dataset(x.images[:n], x.labels[:n]) for x, n in zip(drawn, (6432, 2000), strict=True)
-    ]  # a tenth of the time
-    monkeypatch.setattr(synthetic, "load_synthetic", lambda: small)
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    here: dict = {}
-    printed = []
-    for example in examples:
-        exec(example.replace("(938,)", "(101,)"), here)
-        printed.append(numbers(capsys.readouterr().out))
-    assert printed.pop(1) == []  # the one that logs
-    assert [entry["step"] for entry in here["log"]] == list(range(1, 102))
-    loop, epoch, ensemble, slope, norms, curvature, own, mesh = printed
-
-    mean_loss, accuracy = loop
-    assert 0.1 < accuracy < 1
-    np.testing.assert_allclose(here["losses"], here["single"]["loss"], rtol=1e-4)
-    np.testing.assert_allclose(mean_loss, here["single"]["loss"].mean(), rtol=1e-4)
-    assert epoch == [101]
-    assert 0 < ensemble[0] < ensemble[1] < ensemble[2] < 1
-
-    data, params, objective = here["data"], here["state"].params, here["objective"]
-    loss = jax.jit(here["validation_loss"])
-    np.testing.assert_allclose(slope[0], loss(0.003, data), rtol=1e-5)
-    difference = (loss(0.0031, data) - loss(0.0029, data)) / 0.0002
-    assert slope[1] < 0
-    # A ReLU that switches in between moves the difference by some per cent.
-    np.testing.assert_allclose(slope[1], difference, rtol=0.15)
-
-    def gradient(params, n):
-        return jax.jit(jax.grad(objective))(params, data.images[:n], data.labels[:n])
-
-    assert here["norms"].shape == (64,)
-    assert 0 < norms[0] < optax.tree.norm(gradient(params, 1)) <= norms[1]
-    vector = here["vector"]
-    for a, b in zip(*map(jax.tree.leaves, (vector, gradient(params, 64))), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-
-    def along(t):
-        moved = jax.tree.map(lambda p, v: p + t * v, params, vector)
-        return objective(moved, data.images[:640], data.labels[:640])
-
-    bend = jax.jit(jax.grad(jax.grad(along)))(0.0) / optax.tree.vdot(vector, vector)
-    np.testing.assert_allclose(curvature, [bend], rtol=1e-3)
-
-    losses, worst = own[:2], own[2:]
-    assert losses[1] < losses[0] < worst[0]
-    assert len(worst) == 2
-    assert mesh[0] < 1e-5
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+# Stands in for the interpreter outside of the virtual environment.
+PYTHON3 = """#!/bin/sh
+if [ "$*" = "-m venv .venv" ]; then exit; fi
+exec .venv/bin/python "$@"
+"""
 
 
-def test_every_module_and_script_has_its_line():
-    names = [*(ROOT / "jaxmnist").glob("*.py"), *(ROOT / "scripts").glob("[!_]*.py")]
-    table = README[README.index("## The code") :]
-    for path in names:
-        if path.name != "__init__.py":
-            assert f"{path.name}`" in table, path.name
+def make_executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A fresh directory with all files, as a clone has them, and two photos."""
+    clone = tmp_path / "jaxmnist"
+    junk = shutil.ignore_patterns(
+        ".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "runs"
+    )
+    shutil.copytree(ROOT, clone, ignore=junk)
+    ink = np.full((280, 280), 230, np.uint8)
+    ink[40:240, 130:150] = 20
+    for name in ("photo.jpg", "scan.png"):
+        Image.fromarray(ink).save(clone / name)
+    return clone
+
+
+@pytest.fixture
+def installed(clone, tmp_path, mnist_dir) -> dict[str, str]:
+    """Set up as the commands would, without the time that installing takes; the environment."""
+    make_executable(clone / ".venv/bin/python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    make_executable(clone / ".venv/bin/pip", "#!/bin/sh\n")
+    make_executable(tmp_path / "bin/python3", PYTHON3)
+    return {
+        **os.environ,
+        "JAXMNIST_DATA_DIR": str(mnist_dir.resolve()),
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "PYTHONPATH": str(clone),
+        "PYTEST_ADDOPTS": "-k canary",  # not all tests within a test
+    }
+
+
+def run(block: Block, clone: Path, environment: dict[str, str]) -> None:
+    script = f"{block.text.rstrip()} {block.added}"
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=clone, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, f"{block.place}: {done.stderr}"
+
+
+def test_the_commands_of_the_first_page_run_and_run_again(clone, installed):
+    for block in commands("README.md"):
+        run(block, clone, installed)
+        run(block, clone, installed)
+
+
+@pytest.mark.slow
+def test_all_commands_run_from_nothing(clone, tmp_path, mnist_dir):
+    """With everything installed as the commands say; but the tests are not run by one of them."""
+    make_executable(tmp_path / "bin/python3", f'#!/bin/sh\nexec "{sys._base_executable}" "$@"\n')
+    environment = {**os.environ, "JAXMNIST_DATA_DIR": str(mnist_dir.resolve())}
+    environment |= {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTEST_ADDOPTS": "-k canary"}
+    for document in DOCUMENTS:
+        for block in commands(document):
+            run(block, clone, environment)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_examples_run(tmp_path, document, mnist_dir):
+    """As one program, in a directory of its own, without a warning."""
+    program = tmp_path / "example.py"
+    if write_example(document, program):
+        environment = {**os.environ, "JAXMNIST_DATA_DIR": str(mnist_dir.resolve())}
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", program],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_blocks_are_of_known_kinds(document):
+    for block in read_blocks(document):
+        assert block.language in ("sh", "python", "text"), block.place
+        if block.language == "sh":
+            for arguments in re.findall(r"pip install (.*?)(?:&&|$)", block.text, re.MULTILINE):
+                assert "-e " in arguments, f"{block.place}: edits would be ignored"
+                names = re.findall(r"\[(.*?)\]", arguments)
+                assert set(",".join(names).split(",")) <= {*EXTRAS, ""}, block.place
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (ROOT / document).parent.joinpath(target).exists(), f"{document}: {target}"
+
+
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("folder", ["jaxmnist", "scripts"])
+def test_every_module_and_script_has_its_line(folder):
+    text = (ROOT / folder / "README.md").read_text()
+    for path in (ROOT / folder).rglob("[!_]*.py"):
+        name = path.relative_to(ROOT / folder).as_posix()
+        assert re.search(rf"`(?:{folder}/)?{re.escape(name)}`|`{path.name}`", text), name
 
 
 def test_every_public_name_is_documented():

@@ -1,0 +1,54 @@
+"""What the READMEs hold: blocks of commands and examples, which tests run as they stand.
+
+A comment in the line before a block changes that: `<!-- not run: why -->` leaves it out, and
+`<!-- tested with: OPTIONS -->` adds these to its last command, where it takes long without.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.helpers import ROOT
+
+DOCUMENTS = ("README.md", "jaxmnist/README.md", "scripts/README.md", "tests/README.md")
+_BLOCK = re.compile(r"((?:^<!-- .* -->\n+)?)^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_COMMENT = re.compile(r"<!-- (not run|tested with): (.+) -->")
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    place: str  # the document and the line, for messages
+    language: str  # sh: commands; python: an example; text: what a program printed
+    text: str
+    added: str = ""  # options for the last command
+    not_run: str = ""  # why
+
+
+def read_blocks(document: str) -> list[Block]:
+    """The blocks of a document, in order."""
+    text = (ROOT / document).read_text()
+    found = []
+    for match in _BLOCK.finditer(text):
+        comment, language, body = match.groups()
+        place = f"{document}:{text.count(chr(10), 0, match.start(2)) + 1}"
+        kind, words = _COMMENT.findall(comment)[0] if _COMMENT.search(comment) else ("", "")
+        added, not_run = (words if kind == k else "" for k in ("tested with", "not run"))
+        found.append(Block(place, language, body, added, not_run))
+    return found
+
+
+def commands(document: str) -> list[Block]:
+    """The blocks of commands to be run."""
+    return [b for b in read_blocks(document) if b.language == "sh" and not b.not_run]
+
+
+def write_example(document: str, path: Path) -> bool:
+    """Write the document's examples into one program, with its line numbers; are there any?"""
+    lines: list[str] = []
+    for block in read_blocks(document):
+        if block.language == "python" and not block.not_run:
+            first = int(block.place.rpartition(":")[2])
+            lines += [""] * (first - len(lines)) + block.text.splitlines()
+    path.write_text("\n".join(lines) + "\n")
+    return bool(lines)
