@@ -25,6 +25,8 @@ from jaxmnist.data import Dataset  # noqa: E402
 from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 
+collect_ignore = ["long_run.py", "mesh_worker.py", "prepare_tfds.py", "stress"]  # no tests
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
