@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tests.helpers import ROOT
 
 DOCUMENTS = ("README.md", "jaxmnist/README.md", "scripts/README.md", "tests/README.md")
-_BLOCK = re.compile(r"((?:^<!-- .* -->\n+)?)^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n+)?)^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"<!-- (not run|tested with): (.+) -->")
 
 
