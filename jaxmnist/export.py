@@ -14,32 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmnist.errors import DataError
 from jaxmnist.model import MLP
-from jaxmnist.torch_compat import to_state_dict
+from jaxmnist.torch_compat import layer_sizes, to_state_dict
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # what the StableHLO program is lowered for
-
-
-def layer_sizes(params: Params) -> tuple[int, ...]:
-    """The width of each layer from the pixels to the scores, for instance (784, 128, 64, 10).
-
-    Raises a DataError where `params` is not an MLP's from 784 pixels to 10 scores, or not finite.
-    """
-    state_dict = to_state_dict(params)
-    for name, value in state_dict.items():
-        if not np.isfinite(value).all():
-            raise DataError(f"{name} holds numbers that are not finite")
-    weights = [value for name, value in state_dict.items() if name.endswith(".weight")]
-    sizes = (weights[0].shape[1], *(len(weight) for weight in weights))
-    if (sizes[0], sizes[-1]) != (784, 10):
-        raise DataError(
-            f"the model takes {sizes[0]} numbers and gives {sizes[-1]}; "
-            "what is exported takes the 784 pixels of an image and gives 10 scores"
-        )
-    return sizes
 
 
 def to_safetensors(params: Params) -> bytes:

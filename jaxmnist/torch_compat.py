@@ -8,6 +8,8 @@ import io
 import itertools
 import math
 import os
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,29 +186,58 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
     return {"params": layers}
 
 
+def layer_sizes(params: Mapping[str, Any]) -> tuple[int, ...]:
+    """The width of each layer from the pixels to the logits, for instance (784, 128, 64, 10).
+
+    Raises a DataError where `params` is not an MLP's from 784 pixels to 10 logits, or not finite.
+
+    >>> layer_sizes(init_params(TorchGenerator(0), (784, 32, 10)))
+    (784, 32, 10)
+    """
+    state_dict = to_state_dict(params)
+    _check_finite(state_dict)
+    weights = [value for name, value in state_dict.items() if name.endswith(".weight")]
+    sizes = (weights[0].shape[1], *(len(weight) for weight in weights))
+    if (sizes[0], sizes[-1]) != (784, 10):
+        raise DataError(
+            f"the model takes {sizes[0]} numbers and gives {sizes[-1]}, "
+            "not the 784 pixels of an image and 10 logits"
+        )
+    return sizes
+
+
+def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
+    for name, value in state_dict.items():
+        if not np.isfinite(value).all():
+            raise DataError(f"{name} holds numbers that are not finite: the training diverged")
+
+
 def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
     """Write `to_state_dict(params)` to `path`: as safetensors, or .pt and .pth by PyTorch.
 
-    The file appears whole or not at all. Raises a DataError where it cannot be written, or PyTorch
-    is needed and not installed.
+    The file appears whole or not at all. Raises a DataError where it cannot be written, PyTorch is
+    needed and not installed, or a weight is not finite.
     """
     import safetensors.numpy
 
     path = Path(path)
     torch = _torch_for(path)
     state_dict = to_state_dict(params)
-    if torch:
-        buffer = io.BytesIO()
-        torch.save({name: torch.tensor(value) for name, value in state_dict.items()}, buffer)
-        content = buffer.getvalue()
-    else:
-        content = safetensors.numpy.save(state_dict)
     try:
+        _check_finite(state_dict)
+        if torch:
+            buffer = io.BytesIO()
+            torch.save({name: torch.tensor(value) for name, value in state_dict.items()}, buffer)
+            content = buffer.getvalue()
+        else:
+            content = safetensors.numpy.save(state_dict)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def load_weights(path: str | os.PathLike[str]) -> Params:
@@ -214,7 +245,8 @@ def load_weights(path: str | os.PathLike[str]) -> Params:
 
     A directory stands for the `weights.safetensors` in it, as `scripts/train.py --out` writes it.
     Nothing in the file is executed: a .pt or .pth is read with `weights_only=True`. Raises a
-    DataError where it is missing, damaged or foreign, or PyTorch is needed and not installed.
+    DataError where it is missing, damaged or foreign, a weight is not finite, or PyTorch is needed
+    and not installed.
     """
     import safetensors.numpy
 
@@ -224,10 +256,10 @@ def load_weights(path: str | os.PathLike[str]) -> Params:
     torch = _torch_for(path)
     try:
         content = path.read_bytes()
-        if not torch:
-            return from_state_dict(safetensors.numpy.load(content))
-        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return from_state_dict({name: value.detach().numpy() for name, value in tensors.items()})
+        state_dict = _load_torch(torch, content) if torch else safetensors.numpy.load(content)
+        params = from_state_dict(state_dict)
+        _check_finite(state_dict)
+        return params
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except DataError as error:
@@ -235,6 +267,30 @@ def load_weights(path: str | os.PathLike[str]) -> Params:
     except Exception as error:  # on foreign bytes the two readers raise errors of a dozen kinds
         kind = "PyTorch state dict" if torch else "safetensors file"
         raise DataError(f"{path}: damaged, or not a {kind} of float32 arrays") from error
+
+
+def _load_torch(torch: Any, content: bytes) -> dict[str, np.ndarray]:
+    """The state dict in a PyTorch file, if its tensors take no more memory than the file does.
+
+    Such a file can be far smaller than what it stands for: a zip archive may be compressed, and a
+    tensor may repeat one number along a stride of 0.
+    """
+    file = io.BytesIO(content)
+    sizes = [0]
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            sizes = [entry.file_size for entry in archive.infolist()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PyTorch finds odd, but can read
+        if sum(sizes) <= len(content):
+            file.seek(0)
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            sizes = [tensor.numel() * tensor.element_size() for tensor in tensors.values()]
+        if sum(sizes) > len(content):
+            raise DataError(
+                f"takes {sum(sizes):,} bytes, more than the file has ({len(content):,})"
+            )
+        return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
 def _torch_for(path: Path) -> Any:
