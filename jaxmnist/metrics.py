@@ -1,29 +1,11 @@
-"""What a classifier's test result is worth: intervals, precision and recall, calibration. NumPy."""
+"""Precision, recall and calibration of a classifier on a test set. NumPy."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from jaxmnist.types import AnyArray
-
-
-def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Bounds of a share of which `successes` in `n` were seen; z = 1.96 is 95 % confidence.
-
-    Wilson's score interval: E. B. Wilson, "Probable inference, the law of succession, and
-    statistical inference", JASA 22 (1927), 209-212. Unlike the normal approximation it stays in
-    [0, 1] and is right for shares near the ends, too. A ValueError unless 0 <= successes <= n and
-    n > 0.
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"{successes} successes in {n}")
-    share = successes / n
-    middle = share + z**2 / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
-    return max(low, 0.0), min(high, 1.0)
 
 
 def precision_recall(

@@ -1,14 +1,17 @@
-"""Pictures of runs, models and data, as matplotlib figures; showing or saving them is the caller's.
+"""Plots of losses, accuracies and confusions, as matplotlib figures; saving them is the caller's.
 
-matplotlib is an extra, `pip install 'jaxmnist[plots]'`, and is imported when a figure is drawn.
+matplotlib is the extra "plots", and is imported when a figure is made.
 """
 
-import math
+import html
+import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +21,7 @@ Records = Sequence[Mapping[str, float | int]]
 
 # Each is read on white and on black: its contrast to either is at least 3.
 COLORS = ("#3b82c4", "#e8710a", "#1f9a68", "#c74b86", "#8568cf", "#a4782a", "#0e96a8", "#d1494d")
+GREY = "#7f8790"  # likewise
 _MARKERS = "os^Dv"
 
 
@@ -136,93 +140,6 @@ def confusion_matrix(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
     return figure
 
 
-def confident_mistakes(
-    probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], count: int = 24
-) -> Int[np.ndarray, " mistakes"]:
-    """The indices of the mistakes of which the model was surest, the surest first."""
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
-
-
-def mistake_grid(
-    images: UInt8[np.ndarray, "n height width"],
-    probabilities: Float[np.ndarray, "n classes"],
-    labels: Int[np.ndarray, " n"],
-) -> "Figure":
-    """Images that were mistaken, each with what it was taken for and its label, and how surely."""
-    from matplotlib.figure import Figure
-
-    columns = 8
-    rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(1.15 * columns, 1.45 * rows + 0.4), layout="constrained")
-    title = f"The {len(images)} surest mistakes: what the model said and what it is, with the"
-    title += " probability that it gave to each"
-    figure.suptitle(title if len(images) else "No test image was mistaken", size=11)
-    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if number < len(images):
-            label, chances = int(labels[number]), probabilities[number].tolist()
-            taken = int(np.argmax(chances))
-            axes.imshow(images[number], cmap="gray_r", vmin=0, vmax=255)
-            lines = (
-                f"said {taken}: {percent(chances[taken])}",
-                f"is {label}: {percent(chances[label])}",
-            )
-            axes.set_title("\n".join(lines), size=9)
-    return figure
-
-
-def weight_grid(
-    weight: Float[np.ndarray, "units 784"], columns: int = 16, most: int = 128
-) -> "Figure":
-    """The weights of the first layer's units as images of 28x28: what each of them looks for.
-
-    Args:
-        weight: that of the first layer, `params["params"]["linear_0"]["weight"]`.
-        columns: units side by side.
-        most: how many units are shown at most: those with the largest weights.
-    """
-    from matplotlib.figure import Figure
-
-    units = len(weight)
-    norms = np.linalg.norm(weight, axis=1)
-    chosen = np.sort(np.argsort(-norms, kind="stable")[:most])
-    rows = math.ceil(len(chosen) / columns)
-    tiles = np.full((rows * columns, 30, 30), np.nan)  # 28 pixels and a gap
-    tiles[: len(chosen), 1:29, 1:29] = weight[chosen].reshape(-1, 28, 28)
-    tiled = tiles.reshape(rows, columns, 30, 30).transpose(0, 2, 1, 3).reshape(rows * 30, -1)
-    limit = max(float(np.nanmax(np.abs(tiled))), 1e-12)
-    figure = Figure(figsize=(columns * 0.5, rows * 0.5 + 1), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
-    axes.set_axis_off()
-    look: dict[str, Any] = {"location": "bottom", "shrink": 0.6, "aspect": 40}
-    figure.colorbar(shown, ax=axes, label="weight of a pixel (above 0: ink raises the sum)", **look)
-    which = f"{units}" if units <= most else f"{most} largest of {units}"
-    axes.set_title(f"First-layer weights, 28x28: {which} units", size=10)
-    return figure
-
-
-def percent(share: float) -> str:
-    """A share of 1 with one digit after the point, rounded neither to nothing nor to all of it."""
-    if 0 < share < 0.0005:
-        return "< 0.1%"
-    return "> 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
-
-
-def digit_grid(images: UInt8[np.ndarray, "rows columns height width"]) -> "Figure":
-    """The images side by side, white on black."""
-    from matplotlib.figure import Figure
-
-    rows, columns, height, width = images.shape
-    figure = Figure(figsize=(columns * 0.42, rows * 0.42))
-    axes = figure.add_axes((0, 0, 1, 1))
-    tiled = images.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
-    axes.imshow(tiled, cmap="gray", vmin=0, vmax=255)
-    axes.set_axis_off()
-    return figure
-
-
 def _extremes(
     losses: Float[np.ndarray, " steps"], most: int
 ) -> tuple[Int[np.ndarray, " points"], Float[np.ndarray, " points"]]:
@@ -247,3 +164,29 @@ def _stretches(
     sums = np.add.reduceat(np.where(known, flat, 0), edges[:-1], dtype=np.float64)
     means = np.where(counts, sums / np.maximum(counts, 1), np.nan)
     return (edges[:-1] + edges[1:]) / 2 / losses.shape[1], means
+
+
+def to_svg(figure: "Figure", label: str) -> str:
+    """The figure as an `<svg>` element for an HTML page, light or dark.
+
+    What is black in it takes the colour of the text around it, its background is the page's, its
+    text is text, and it is as wide as its container. Screen readers get the label, which no other
+    figure of the page may have.
+    """
+    import matplotlib
+
+    content = io.StringIO()
+    # The salt makes ids that no other figure of the page has, and the same ones every time.
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": label}
+    with matplotlib.rc_context(options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has others
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+    svg = content.getvalue()
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    head = f'<svg {view[0]} role="img" aria-label="{html.escape(label)}" fill="currentColor"'
+    svg = re.sub("^.*?<svg[^>]*", lambda _: head, svg, count=1, flags=re.DOTALL)
+    return svg.replace("#000000", "currentColor")

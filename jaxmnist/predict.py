@@ -7,23 +7,21 @@ mass is the centre of the 28x28 image. `centre` does that to ink; `jaxmnist.ink`
 
 import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, Float64, UInt8
+from jaxtyping import Array, Float, Float32, Float64, Int, UInt8
 
+from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError
-from jaxmnist.export import layer_sizes
+from jaxmnist.evaluation import Evaluation, evaluate, make_metrics
 from jaxmnist.ink import BOX, ink_of, read_picture
 from jaxmnist.model import MLP
-from jaxmnist.torch_compat import load_weights
+from jaxmnist.torch_compat import layer_sizes, load_weights
 from jaxmnist.transforms import preprocess
-from jaxmnist.types import AnyArray, ApplyFn, Params
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from jaxmnist.types import AnyArray, ApplyFn, Metrics, Params
 
 SIDE = 28  # pixels of an MNIST image
 FAINT = 0.25  # ink below this share of the darkest does not count for a digit's extent
@@ -48,6 +46,33 @@ def predict(
 ) -> Float[Array, "n classes"]:
     """The probability of each class; a row sums to 1. Pure."""
     return jax.nn.softmax(apply_fn(params, preprocess(images)))
+
+
+class ModelMetrics(NamedTuple):
+    """What a model makes of a test set of n images."""
+
+    loss: float  # mean cross-entropy, in nats
+    accuracy: float
+    confusion: Int[np.ndarray, "classes classes"]  # [i, j] counts images of i taken for j
+    probabilities: Float[np.ndarray, "n classes"]
+
+
+def evaluate_model(params: Params, test: Dataset) -> ModelMetrics:
+    """Evaluate the `MLP` of these parameters on every test image, and keep the probabilities.
+
+    Raises a DataError as `layer_sizes` does.
+    """
+    model = MLP(layer_sizes(params)[1:-1])
+    outputs_fn, metrics_fn = make_metrics(model.apply)
+
+    def with_probabilities(logits: Float[Array, "n classes"], test: Dataset) -> Metrics:
+        return metrics_fn(logits, test) | {"probabilities": jax.nn.softmax(logits)}
+
+    run = jax.jit(partial(evaluate, Evaluation(outputs_fn, with_probabilities)))
+    with jax.default_matmul_precision("highest"):  # as in training
+        metrics = jax.device_get(run(params, test))
+    loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
+    return ModelMetrics(loss, accuracy, metrics["confusion"], metrics["probabilities"])
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "28 28"]:
@@ -114,39 +139,3 @@ def _windows(
 
 def _round(x: float) -> int:
     return math.floor(x + 0.5 + 1e-6)
-
-
-def probability_figure(
-    images: UInt8[np.ndarray, "n 28 28"],
-    probabilities: Float[np.ndarray, "n classes"],
-    names: Sequence[str] | None = None,
-) -> "Figure":
-    """Each image beside its probabilities; grey and transparent, for light and dark pages."""
-    from matplotlib.figure import Figure
-
-    grey = "#7f8790"
-    columns = round(math.sqrt(len(images) / 2)) or 1
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(6 * columns, 2.4 * rows), layout="constrained")
-    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=(1, 1.7) * columns)
-    pairs = grid.reshape(-1, 2)
-    for (left, right), image, row, name in zip(
-        pairs, images, probabilities, names or [""] * len(images), strict=False
-    ):
-        left.imshow(image, cmap="gray", vmin=0, vmax=255)
-        left.set_axis_off()
-        short = name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
-        left.set_title(short, fontsize=9, color=grey, parse_math=False)
-        colours = ["#3b82c4"] * len(row)
-        colours[row.argmax()] = "#e8710a"
-        bars = right.barh(np.arange(len(row)), row, color=colours)
-        right.bar_label(bars, [f"{p:.1%}" for p in row], padding=3, fontsize=7, color=grey)
-        right.set(xlim=(0, 1.15), xticks=(0, 0.5, 1), yticks=range(len(row)), ylim=(9.6, -0.6))
-        right.set_xlabel("probability", color=grey, fontsize=9)
-        right.set_ylabel("digit", color=grey, fontsize=9)
-        right.tick_params(colors=grey, labelsize=8)
-        right.spines[["top", "right"]].set_visible(False)
-        right.spines[["left", "bottom"]].set_color(grey)
-    for axes in pairs[len(images) :].ravel():
-        axes.set_axis_off()
-    return figure

@@ -46,3 +46,16 @@ def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
     assert ": error: " in line
     for word in words:
         assert word in line
+
+
+def uninstall(monkeypatch, *packages):
+    """Python finds none of these packages for the rest of the test."""
+
+    class Finder:
+        def find_spec(self, name, *_):
+            if name in packages:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        monkeypatch.delitem(sys.modules, name)

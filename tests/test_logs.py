@@ -7,24 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+
+from tests.helpers import ROOT, uninstall
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from jaxmnist import DataError
 from jaxmnist.runs.logs import EventLog, StepLog
-
-
-def uninstall(monkeypatch, *packages):
-    """Python finds none of these packages for the rest of the test."""
-
-    class Finder:
-        def find_spec(self, name, *_):
-            if name in packages:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ class Run(NamedTuple):
 
     directory: Path
     config: dict[str, Any]
-    records: list[dict[str, float]]  # what was measured after each epoch
+    records: list[dict[str, float | int]]  # what was measured after each epoch
     losses: np.ndarray  # float32 [epochs, steps], NaN where not known; [epochs, 0] if none is
     params: Any
 
@@ -39,15 +39,6 @@ class Run(NamedTuple):
         return f"drawn digits, seed {self.config['seed']}" if self.drawn else "MNIST"
 
 
-class Look(NamedTuple):
-    """What the model makes of the test images, of which there are n."""
-
-    loss: float  # in nats
-    accuracy: float
-    confusion: np.ndarray  # int32 [10, 10]: row i, column j counts images of i taken for j
-    probabilities: np.ndarray  # float32 [n, 10]
-
-
 def read(directory: Path) -> Run:
     """The run in this directory.
 
@@ -55,8 +46,7 @@ def read(directory: Path) -> Run:
     of its files is damaged.
     """
     from jaxmnist import DataError, JaxmnistError
-    from jaxmnist.export import layer_sizes
-    from jaxmnist.torch_compat import load_weights
+    from jaxmnist.torch_compat import layer_sizes, load_weights
 
     if not (directory / "config.json").is_file():
         what = "it has no config.json" if directory.is_dir() else "there is no such directory"
@@ -91,10 +81,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     raise DataError(f"{path}: damaged, or of another version of scripts/train.py")
 
 
-def _read_records(path: Path) -> list[dict[str, float]]:
+def _read_records(path: Path) -> list[dict[str, float | int]]:
     from jaxmnist import DataError
 
-    records: list[dict[str, float]] = []
+    records: list[dict[str, float | int]] = []
     lines = path.read_bytes().splitlines() if path.exists() else []
     for epoch, line in enumerate(lines, 1):
         try:
@@ -113,7 +103,7 @@ def _read_records(path: Path) -> list[dict[str, float]]:
     return records
 
 
-def _read_losses(directory: Path, records: list[dict[str, float]]) -> np.ndarray:
+def _read_losses(directory: Path, records: list[dict[str, float | int]]) -> np.ndarray:
     import numpy as np
 
     epochs, steps = len(records), int(records[-1]["step"])
@@ -127,43 +117,25 @@ def _read_losses(directory: Path, records: list[dict[str, float]]) -> np.ndarray
     return losses.reshape(epochs, -1)
 
 
-def look(run: Run, test: Dataset) -> Look:
-    """Have the run's model look at every test image."""
-    import jax
-    import numpy as np
-
-    from jaxmnist import MLP, evaluate, preprocess
-    from jaxmnist.export import layer_sizes
-
-    model = MLP(layer_sizes(run.params)[1:-1])
-
-    @jax.jit
-    def see(params: Any, test: Dataset) -> Any:
-        logits: Any = model.apply(params, preprocess(test.images))
-        return evaluate(model.apply, params, test), jax.nn.softmax(logits)
-
-    with jax.default_matmul_precision("highest"):  # as in training
-        scores, probabilities = jax.device_get(see(run.params, test))
-    loss, accuracy = float(scores["loss"]), float(scores["accuracy"])
-    return Look(loss, accuracy, scores["confusion"], np.asarray(probabilities))
-
-
 def draw(directory: Path, test: Dataset) -> list[str]:
     """Draw the pictures of the run into its directory; their names."""
     import numpy as np
 
-    from jaxmnist import plots
+    from jaxmnist import digit_plots, plots
     from jaxmnist.files import replacing
+    from jaxmnist.predict import evaluate_model
 
     run = read(directory)
-    seen = look(run, test)
+    seen = evaluate_model(run.params, test)
     images, labels = np.asarray(test.images), np.asarray(test.labels)
-    worst = plots.confident_mistakes(seen.probabilities, labels)
+    worst = digit_plots.confident_mistakes(seen.probabilities, labels)
     figures = {
         "loss.png": plots.loss_curve(run.losses, run.records),
         "confusion.png": plots.confusion_matrix(seen.confusion),
-        "mistakes.png": plots.mistake_grid(images[worst], seen.probabilities[worst], labels[worst]),
-        "weights.png": plots.weight_grid(run.params["params"]["linear_0"]["weight"]),
+        "mistakes.png": digit_plots.mistake_grid(
+            images[worst], seen.probabilities[worst], labels[worst]
+        ),
+        "weights.png": digit_plots.weight_grid(run.params["params"]["linear_0"]["weight"]),
     }
     for name, figure in figures.items():
         with replacing(directory / name) as file:
