@@ -70,7 +70,7 @@ except ModuleNotFoundError as missing:
 Options = TypeVar("Options")
 ROOT = Path(__file__).resolve().parent.parent
 # Optional packages, and the extra that brings each.
-EXTRAS = {"matplotlib": "plots", "tensorboard": "tensorboard"}
+EXTRAS = {"jinja2": "plots", "matplotlib": "plots", "tensorboard": "tensorboard"}
 
 
 def run(

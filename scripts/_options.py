@@ -14,12 +14,12 @@ is the group's title in `--help`. The names on the command line have no prefix:
 inherits from the group. Each group checks itself in `__post_init__`; a wrong value is a UsageError,
 exit code 2.
 
-Groups: DataOptions (dataset, data_dir), SeededDataOptions (+ seed), TrainingOptions (epochs,
-batch_size, validation), ModelOptions (hidden, loss), OptimizerOptions (optimizer, momentum,
-weight_decay), DeviceOptions (device, compile_cache), ProcessOptions (distributed, coordinator,
-processes, process_id, timeout). For a script's own fields: FilePath (a path or None), Weights (the
-positional WEIGHTS), Flag (True where it is given); and for its checks: `wrong`, `at_least`,
-`check_seed`, `check_path`.
+Groups: DataDirOptions (data_dir), DataOptions (+ dataset), SeededDataOptions (+ seed),
+TrainingOptions (epochs, batch_size, validation), ModelOptions (hidden, loss), OptimizerOptions
+(optimizer, momentum, weight_decay), DeviceOptions (device, compile_cache), ProcessOptions
+(distributed, coordinator, processes, process_id, timeout). For a script's own fields: FilePath (a
+path or None), Weights (the positional WEIGHTS), Flag (True where it is given); and for its checks:
+`wrong`, `at_least`, `check_seed`, `check_path`. `load` loads the data that DataOptions name.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
+
+if TYPE_CHECKING:  # it imports JAX, and --help must not
+    from jaxmnist.datasets import Data
 
 # What `--help` shows for an option that may be left out: no "{None}|PATH", no "(default: None)".
 FilePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
@@ -41,6 +45,10 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 Weights = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
 
 MAX_SEED = 2**32 - 1
+WARNING = (
+    "WARNING: this is NOT MNIST but digits drawn by a program: "
+    "MNIST is neither on this machine nor can it be downloaded now."
+)
 
 
 def wrong(message: str) -> NoReturn:
@@ -79,19 +87,29 @@ def check_path(**options: Path | None) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions:
-    """Where the images come from."""
+class DataDirOptions:
+    """Where the images come from, for a script that decides itself which they are."""
 
-    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
-    """MNIST, or digits drawn by a program; auto draws them only where MNIST cannot be had."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
 
     def __post_init__(self) -> None:
+        """Refuse what is not the name of a directory."""
+        check_path(data_dir=self.data_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(DataDirOptions):
+    """Where the images come from."""
+
+    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
+    """MNIST, or digits drawn by a program; auto draws them only where MNIST cannot be had."""
+
+    def __post_init__(self) -> None:
         """Refuse a directory that would not be read."""
+        super().__post_init__()
         if self.data_dir and self.dataset == "synthetic":
             wrong("--data-dir is MNIST's; --dataset synthetic reads no files")
-        check_path(data_dir=self.data_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +123,16 @@ class SeededDataOptions(DataOptions):
         """Refuse a seed that no training can have had."""
         super().__post_init__()
         check_seed(seed=self.seed)
+
+
+def load(options: DataOptions, seed: int) -> Data:
+    """Load the data; where drawn digits stand in for MNIST, a loud warning says why."""
+    from jaxmnist.datasets import load_data
+
+    data = load_data(options.dataset, options.data_dir, seed, progress=sys.stderr.isatty())
+    if data.missing:
+        print(f"{WARNING}\n{data.missing}", file=sys.stderr)
+    return data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the scripts print: one kind of table, Markdown, so that it can be pasted as it stands."""
+"""What the scripts print: one kind of table, Markdown, that can be pasted as it is."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,8 @@ def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """A share as a cell; an empty one where it is not known."""
     return "" if share is None else f"{share:.{digits}%}"
+
+
+def printable(name: object) -> str:
+    """A file's name, with escapes for what could do something to a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))

@@ -2,100 +2,96 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import dataclasses
 import json
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-from _cli import run
-from _report import grid
+import _cli as cli
+from _options import WARNING, Flag, SeededDataOptions, Weights, load
+from _tables import markdown, percent, printable
 
-from jaxmnist.runs.programs import WARNING, load
+if TYPE_CHECKING:
+    from jaxmnist import Dataset
+    from jaxmnist.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Options:
     """The options."""
 
-    weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]
+    weights: Weights
     """A weights file, or the directory that scripts/train.py --out wrote."""
-    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
-    """MNIST, or drawn digits; auto is MNIST or, where that cannot be had, drawn digits."""
-    data_dir: Path | None = None
-    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
-    seed: int = 0
-    """Of the drawn digits: the seed that the training had."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    data: SeededDataOptions = SeededDataOptions()
+    json: Flag = False
     """Print one JSON object instead of tables."""
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must be at least 0 and below 2**32, not {self.seed}")
 
-
-def main(config: Config) -> None:
+def main(options: Options) -> None:
     """Load, evaluate, print."""
     import jax
 
     from jaxmnist.predict import load_model
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
-    model, params = load_model(config.weights)
-    data, drawn = load(config)
+    model, params = load_model(options.weights)
+    data = load(options.data, options.data.seed)
     result = {
-        "weights": str(config.weights),
+        "weights": str(options.weights),
         "layers": [784, *model.hidden, model.classes],
         "data": data.source,
         "images": len(data.test.labels),
-        **measure(model, params, data.test),
+        **measure(params, data.test),
     }
-    print(json.dumps(result) if config.json else report(result))
-    if drawn and not config.json:
+    if options.json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    print(report(result))
+    if data.missing:
         print(f"\n{WARNING}")
 
 
-def measure(model: Any, params: Any, test: Any) -> dict[str, Any]:
+def measure(params: Params, test: Dataset) -> dict[str, Any]:
     """Everything that is measured, as JSON knows it: lists, and None for shares of nothing."""
-    import jax
+    from scipy.stats import binomtest
 
-    from jaxmnist import evaluate
-    from jaxmnist.metrics import calibration, precision_recall, wilson_interval
-    from jaxmnist.predict import predict
+    from jaxmnist.metrics import calibration, precision_recall
+    from jaxmnist.predict import evaluate_model
 
     # The loss of a model with a log-softmax head is the same: log-softmax leaves it as it is.
-    scores = jax.device_get(jax.jit(lambda p, d: evaluate(model.apply, p, d))(params, test))
-    confusion = scores["confusion"]
-    precision, recall = precision_recall(confusion)
-    bins = calibration(predict(model.apply, params, test.images), test.labels)
-    edges = [k / len(bins.counts) for k in range(len(bins.counts) + 1)]
+    found = evaluate_model(params, test)
+    right, n = int(found.confusion.trace()), int(found.confusion.sum())
+    precision, recall = precision_recall(found.confusion)
+    bins = calibration(found.probabilities, test.labels)
+    count = len(bins.counts)
     return {
-        "loss": float(scores["loss"]),
-        "accuracy": float(scores["accuracy"]),
-        "accuracy_interval": wilson_interval(int(confusion.trace()), int(confusion.sum())),
-        "precision": listed(precision),
-        "recall": listed(recall),
-        "ece": bins.ece,
+        "loss": number(found.loss),
+        "accuracy": found.accuracy,
+        "accuracy_interval": list(binomtest(right, n).proportion_ci(method="wilson")),
+        "precision": [number(share) for share in precision],
+        "recall": [number(share) for share in recall],
+        "ece": number(bins.ece),
         "calibration": [
-            dict(zip(("over", "up_to", "images", "confidence", "accuracy"), row, strict=True))
-            for row in zip(
-                edges[:-1],
-                edges[1:],
-                bins.counts.tolist(),
-                listed(bins.confidence),
-                listed(bins.accuracy),
-                strict=True,
-            )
+            {
+                "over": k / count,
+                "up_to": (k + 1) / count,
+                "images": int(bins.counts[k]),
+                "confidence": number(bins.confidence[k]),
+                "accuracy": number(bins.accuracy[k]),
+            }
+            for k in range(count)
         ],
-        "confusion": confusion.tolist(),
+        "confusion": found.confusion.tolist(),
     }
 
 
-def listed(values: Any) -> list[float | None]:
-    """The numbers; JSON has no NaN."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
+def number(value: float) -> float | None:
+    """The number; JSON has no NaN and no infinity."""
+    return float(value) if math.isfinite(value) else None
 
 
 def report(result: dict[str, Any]) -> str:
@@ -104,43 +100,32 @@ def report(result: dict[str, Any]) -> str:
     counts = result["confusion"]
     digits = [["digit", "images", "precision", "recall"]]
     for digit, row in enumerate(counts):
-        shares = (share(result[name][digit]) for name in ("precision", "recall"))
+        shares = (percent(result[name][digit]) for name in ("precision", "recall"))
         digits.append([str(digit), str(sum(row)), *shares])
     bins = [["probability", "images", "mean", "right"]]
     for row in result["calibration"]:
         if row["images"]:
-            span = f"{row['over']:.1%} to {row['up_to']:.1%}"
-            means = (share(row[name]) for name in ("confidence", "accuracy"))
-            bins.append([span, str(row["images"]), *means])
-    width = max(4, *(len(str(count)) for row in counts for count in row)) + 1
-    matrix = ["".join(f"{cell:>{width}}" for cell in ("", *range(len(counts))))]
-    for digit, row in enumerate(counts):
-        matrix.append("".join(f"{cell:>{width}}" for cell in (digit, *(n or "." for n in row))))
-    return "\n".join(
-        [
-            f"Weights: {result['weights']} ({'-'.join(map(str, result['layers']))})",
-            f"Data: {result['data']}, {result['images']:,} test images",
-            f"Test loss: {result['loss']:.6f}",
-            f"Test accuracy: {result['accuracy']:.2%}   95% interval: {low:.2%} to {high:.2%}",
-            "",
-            *grid(digits),
-            "",
-            f"Expected calibration error: {result['ece']:.2%}. The largest probability, and how",
-            "often its digit was right:",
-            "",
-            *grid(bins),
-            "",
-            "Confusion: a row is a true digit, a column what it was taken for.",
-            "",
-            *matrix,
-        ]
-    )
+            means = (percent(row[name]) for name in ("confidence", "accuracy"))
+            bins.append([f"{row['over']:.1%} to {row['up_to']:.1%}", str(row["images"]), *means])
+    matrix = [["digit", *map(str, range(len(counts)))]]
+    matrix += [[str(k), *(str(n or ".") for n in row)] for k, row in enumerate(counts)]
+    loss = "not finite" if result["loss"] is None else f"{result['loss']:.6f}"
+    return f"""Weights: {printable(result["weights"])} ({"-".join(map(str, result["layers"]))})
+Data: {result["data"]}, {result["images"]:,} test images
+Test loss: {loss}
+Test accuracy: {result["accuracy"]:.2%}   95% interval: {low:.2%} to {high:.2%}
 
+{markdown(digits)}
 
-def share(value: float | None) -> str:
-    """A table's cell."""
-    return "" if value is None else f"{value:.1%}"
+Expected calibration error: {percent(result["ece"], 2)}. The largest probability, and how
+often its digit was right:
+
+{markdown(bins)}
+
+Confusion matrix: a row is a true digit, a column the predicted one.
+
+{markdown(matrix)}"""
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Options, __doc__, result_on_stdout=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import dataclasses
+import hashlib
+import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import _cli as cli
 import tyro
-from _cli import run
+from _options import Weights, check_path, wrong
+from _tables import printable
 
 Format = Literal["safetensors", "stablehlo", "onnx", "page"]
 
@@ -28,53 +35,46 @@ FILES = {  # the file of each format, and how it is used
     ),
     "page": ("sketchpad.html", "open it in a browser and draw"),
 }
+MANIFEST = "export.json"  # the SHA-256 of every other file: a directory that fits may be made again
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Options:
     """The options."""
 
-    weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]
+    weights: Weights
     """A weights file, or the directory that scripts/train.py --out wrote."""
-    out: Path
-    """New directory for the files."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Directory for the files; the result of an earlier export is replaced."""
     formats: tuple[Format, ...] = ("safetensors", "stablehlo", "onnx", "page")
-    """What to write; stablehlo and onnx need the extra jaxmnist[export]."""
+    """What to write; stablehlo and onnx need the extra "export"."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
+        check_path(out=self.out)
         if not self.formats:
-            raise ValueError(f"--formats needs at least one of {', '.join(FILES)}")
+            wrong(f"--formats needs at least one of {', '.join(FILES)}")
 
 
-def main(config: Config) -> None:
+def main(options: Options) -> None:
     """Load the weights, make every file, then write them."""
     import jax
 
-    from jaxmnist import JaxmnistError, export
-    from jaxmnist.errors import UsageError
     from jaxmnist.predict import load_model
 
     jax.config.update("jax_platforms", "cpu")  # wakes no accelerator: nothing is computed
     # Without this the program would name the Python files on this machine that made it.
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    if config.out.exists() and not (config.out.is_dir() and not any(config.out.iterdir())):
-        raise UsageError(f"--out {config.out}: is there already; name a new directory")
-    _, params = load_model(config.weights)
-    contents = {}
-    for name in dict.fromkeys(config.formats):
-        try:
-            content = getattr(export, f"to_{name}")(params)
-        except ModuleNotFoundError as error:
-            raise JaxmnistError(
-                f"--formats {name} needs {error.name}: pip install 'jaxmnist[export]', "
-                "or name the formats that you want, for instance --formats safetensors page"
-            ) from error
-        contents[name] = content.encode() if isinstance(content, str) else content
-    write(config.out, {FILES[name][0]: content for name, content in contents.items()})
+    if not may_replace(options.out):
+        wrong(
+            f"--out {options.out}: is there already, made by something else; name a new directory"
+        )
+    model, params = load_model(options.weights)
+    contents = {name: convert(name, params) for name in dict.fromkeys(options.formats)}
+    write(options.out, {FILES[name][0]: content for name, content in contents.items()})
 
-    sizes = "-".join(map(str, export.layer_sizes(params)))
-    print(f"Exported {config.weights}, {sizes}, to {config.out}")
+    sizes = "-".join(map(str, (784, *model.hidden, model.classes)))
+    print(f"Exported {printable(options.weights)}, {sizes}, to {printable(options.out)}")
     for name, content in contents.items():
         file, use = FILES[name]
         print(f"  {file:19} {len(content) / 1000:5,.0f} kB   {use}")
@@ -82,17 +82,55 @@ def main(config: Config) -> None:
         print("images: uint8 [n, 28, 28], 0 background to 255 ink; the result: float32 [n, 10]")
 
 
+def convert(name: str, params: Any) -> bytes:
+    """The model in a format."""
+    from jaxmnist import JaxmnistError, export
+
+    try:
+        content = getattr(export, f"to_{name}")(params)
+    except ModuleNotFoundError as error:
+        raise JaxmnistError(
+            f"--formats {name} needs {error.name}: {cli.install_hint('export')}, "
+            "or name the formats that you want, for instance --formats safetensors page"
+        ) from error
+    return content.encode() if isinstance(content, str) else content
+
+
+def may_replace(out: Path) -> bool:
+    """Whether there is nothing at `out`, or just what an earlier export wrote."""
+    if not os.path.lexists(out):
+        return True
+    if out.is_symlink() or not out.is_dir():
+        return False
+    names = {path.name for path in out.iterdir()}
+    if not names:
+        return True
+    try:
+        manifest = json.loads((out / MANIFEST).read_bytes())
+        return names == {MANIFEST, *manifest} and all(
+            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+            for name, digest in manifest.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return False
+
+
 def write(out: Path, contents: dict[str, bytes]) -> None:
-    """Write the files; the directory appears complete."""
+    """Write the files and the manifest; the directory appears complete."""
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
-        dir=out.parent, prefix=f".{out.name}-", ignore_cleanup_errors=True
+        dir=out.parent, prefix=f".{out.name[:64]}-", ignore_cleanup_errors=True
     ) as name:
+        new = Path(name, "new")
+        new.mkdir()  # unlike the directory that it is in, with the permissions that are usual here
         for file, content in contents.items():
-            Path(name, file).write_bytes(content)
-        os.chmod(name, 0o755)  # a temporary directory is private
-        os.replace(name, out)
+            (new / file).write_bytes(content)
+        (new / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n")
+        if out.exists():
+            os.rename(out, Path(name, "old"))
+        os.rename(new, out)
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Options, __doc__)

@@ -1,15 +1,27 @@
-"""Draw the README's pictures: what the notebook's run comes to, drawn digits, the sketchpad."""
+"""Make README's pictures: the losses of the notebook's run, drawn digits, the sketchpad."""
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import dataclasses
 import shutil
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from _cli import run
+import _cli as cli
+import tyro
+from _options import DataDirOptions, check_path, check_seed
+from _tables import printable
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxmnist import Dataset, TrainState
+    from jaxmnist.types import Metrics, Params
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # A three, in 280ths of the sketchpad.
@@ -19,73 +31,86 @@ THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139,
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Options:
     """The options."""
 
-    out: Path = Path(__file__).parent.parent / ".github" / "pictures"
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = cli.ROOT / ".github" / "pictures"
     """Directory for the pictures."""
-    data_dir: Path | None = None
-    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
     seed: int = 0
     """The run's seed."""
+    data: DataDirOptions = DataDirOptions()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is loaded."""
+        check_path(out=self.out)
+        check_seed(seed=self.seed)
 
 
-def main(config: Config) -> None:
-    """Train as the notebook does and draw."""
+def main(options: Options) -> None:
+    """Train as the notebook does and make the pictures."""
     import jax
-    import matplotlib.figure  # noqa: F401  (missed now, and not when all is trained)
+    import matplotlib.figure  # noqa: F401  (missed now rather than after the training)
     import numpy as np
+
+    from jaxmnist import load_mnist
+    from jaxmnist.datasets import load_synthetic
+    from jaxmnist.digit_plots import confident_mistakes, digit_grid, mistake_grid
+    from jaxmnist.plots import loss_curve
+    from jaxmnist.predict import evaluate_model
+
+    dataset, test = load_mnist(options.data.data_dir)
+    state, metrics = jax.device_get(jax.jit(train_notebook)(options.seed, dataset, test))
+    names = ("train_loss", "test_loss", "test_accuracy")
+    columns = (metrics["loss"].mean(axis=1), metrics["test_loss"], metrics["test_accuracy"])
+    rows_of_epochs = zip(*(column.tolist() for column in columns), strict=True)
+    records = [dict(zip(names, row, strict=True)) for row in rows_of_epochs]
+    found = evaluate_model(state.params, test)
+    images, labels = (np.asarray(part) for part in test)
+    worst = confident_mistakes(found.probabilities, labels)
+    mistakes = mistake_grid(images[worst], found.probabilities[worst], labels[worst])
+    drawn, _ = load_synthetic(options.seed)
+    rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
+    figures = {
+        "loss.png": (loss_curve(metrics["loss"], records), 110),
+        "mistakes.png": (mistakes, 110),
+        "drawn_digits.png": (digit_grid(np.stack(rows)), 100),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, (figure, dpi) in figures.items():
+        figure.savefig(options.out / name, dpi=dpi)
+    print(f"{', '.join(figures)} are in {printable(options.out)}")
+    problem = sketch(state.params, options.out / "sketchpad.png")
+    print(f"Note: sketchpad.png is left as it was: {problem}" if problem else "sketchpad.png too")
+
+
+def train_notebook(seed: jax.Array, dataset: Dataset, test: Dataset) -> tuple[TrainState, Metrics]:
+    """The notebook's run."""
+    import jax
     import optax
 
     from jaxmnist import (
         MLP,
-        epoch_order,
         evaluate,
         init_state,
-        load_mnist,
-        make_train_epoch,
+        make_metrics,
+        make_objective,
         make_train_step,
-        preprocess,
+        train,
     )
-    from jaxmnist.datasets.synthetic import load_synthetic
-    from jaxmnist.plots import confident_mistakes, digit_grid, loss_curve, mistake_grid
 
-    train, test = jax.device_put(load_mnist(config.data_dir))
-    model, tx, key = MLP(), optax.sgd(0.003), jax.random.key(config.seed)
-    train_epoch = jax.jit(make_train_epoch(make_train_step(model.apply, tx)))
-    run_test = jax.jit(lambda params: evaluate(model.apply, params, test))
-    state, losses, records = init_state(key, model, tx), [], []
-    for epoch in range(5):
-        state, metrics = train_epoch(state, train, epoch_order(key, epoch, len(train.labels)))
-        losses.append(np.asarray(metrics["loss"]))
-        scores = run_test(state.params)
-        records.append(
-            {
-                "train_loss": float(losses[-1].mean()),
-                "test_loss": float(scores["loss"]),
-                "test_accuracy": float(scores["accuracy"]),
-            }
-        )
-    drawn, _ = load_synthetic(config.seed)
-    rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
-    images, labels = jax.device_get(test)
-    logits = jax.jit(lambda params: model.apply(params, preprocess(test.images)))(state.params)
-    chances = np.asarray(jax.nn.softmax(logits))
-    worst = confident_mistakes(chances, labels)
-    figures = {
-        "loss.png": loss_curve(np.stack(losses), records),
-        "mistakes.png": mistake_grid(images[worst], chances[worst], labels[worst]),
-    }
-    config.out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(config.out / name, dpi=110)
-    digit_grid(np.stack(rows)).savefig(config.out / "drawn_digits.png", dpi=100)
-    print(f"{', '.join(figures)} and drawn_digits.png are in {config.out}")
-    sketch(jax.device_get(state.params), config.out / "sketchpad.png")
+    model, tx, key = MLP(), optax.sgd(0.003), jax.random.key(seed)
+    metrics = make_metrics(model.apply)
+    return train(
+        key,
+        dataset,
+        init_state(key, model, tx),
+        make_train_step(make_objective(model.apply), tx),
+        test=lambda state: evaluate(metrics, state.params, test),
+    )
 
 
-def sketch(params: Any, path: Path) -> None:
-    """Draw a three on the exported page, in a browser, and take its picture."""
+def sketch(params: Params, path: Path) -> str | None:
+    """Draw a three on the exported page, in a browser, and take its picture; or why not."""
     import numpy as np
     from scipy.interpolate import CubicSpline
 
@@ -94,16 +119,14 @@ def sketch(params: Any, path: Path) -> None:
     try:
         from playwright.sync_api import Error, sync_playwright
     except ModuleNotFoundError:
-        print(f"Note: {path} is not drawn: that needs jaxmnist[oracle]", file=sys.stderr)
-        return
+        return f"it needs playwright: {cli.install_hint('oracle')}"
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as directory:
         own = playwright.chromium.executable_path
         browser_path = next(filter(None, map(shutil.which, BROWSERS)), own)
         try:
             browser = playwright.chromium.launch(executable_path=browser_path)
         except Error:
-            print(f"Note: {path} is not drawn: {browser_path} does not start", file=sys.stderr)
-            return
+            return f"{browser_path} does not start"
         page = browser.new_page(viewport={"width": 800, "height": 610})
         file = Path(directory, "sketchpad.html")
         file.write_text(to_page(params), encoding="utf-8")
@@ -121,8 +144,8 @@ def sketch(params: Any, path: Path) -> None:
         page.wait_for_timeout(1000)  # the bars grow slowly
         page.screenshot(path=path)
         browser.close()
-    print(f"{path.name} too")
+    return None
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Options, __doc__)

@@ -2,84 +2,102 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import contextlib
 import dataclasses
 import json
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
+import _cli as cli
 import tyro
-from _cli import run
+from _options import FilePath, Flag, Weights, check_path, wrong
+from _tables import printable
+
+if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
+    import numpy as np
 
 BAR = 40  # characters that a probability of 1 takes
 PLOTS = (".png", ".pdf", ".svg")
+CREATOR = "jaxmnist scripts/predict.py"  # a plot with this name in it may be made again
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The options. A picture shows one digit, dark on light or light on dark."""
+class Options:
+    """The options."""
 
-    weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]
+    weights: Weights
     """A weights file, or the directory that scripts/train.py --out wrote."""
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
-    """Pictures: PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or, where Pillow has it, AVIF."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    images: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="IMAGE...", help_behavior_hint="(required)"),
+    ]
+    """Pictures of one digit each, dark on light or light on dark: PNG, JPEG, WebP, GIF, BMP, TIFF,
+    PPM or, where Pillow has it, AVIF."""
+    json: Flag = False
     """Print one JSON array, an object an image, instead of bars."""
-    plot: Path | None = None
-    """Draw each image as the model sees it beside its probabilities: a .png, .pdf or .svg file."""
+    plot: FilePath = None
+    """Plot each image as the model sees it beside its probabilities: a .png, .pdf or .svg file."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
         if not self.images:
-            raise ValueError("name at least one image")
+            wrong("name at least one image")
+        check_path(plot=self.plot)
         if self.plot and self.plot.suffix.lower() not in PLOTS:
-            raise ValueError(f"--plot {self.plot}: the name must end in {', '.join(PLOTS)}")
+            wrong(f"--plot {self.plot}: the name must end in {', '.join(PLOTS)}")
 
 
-def main(config: Config) -> None:
+def main(options: Options) -> None:
     """Load the weights, read every picture, then predict; the first that cannot be read ends it."""
     import jax
     import numpy as np
 
+    from jaxmnist.files import check_output
     from jaxmnist.predict import load_model, predict, read_image
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
-    check_plot(config)
-    model, params = load_model(config.weights)
-    images = np.stack([read_image(path) for path in config.images])
-    table = np.asarray(predict(model.apply, params, images))
-    if config.plot:
-        draw(config.plot, images, table, config.images)
-    if config.json:
+    if options.plot:
+        import matplotlib.figure  # noqa: F401  (missed now rather than after the work)
+
+        check_output("--plot", options.plot, CREATOR.encode())
+    model, params = load_model(options.weights)
+    with libraries_silenced():
+        images = np.stack([read_image(path) for path in options.images])
+    probabilities = np.asarray(predict(model.apply, params, images))
+    if options.plot:
+        save_plot(options.plot, images, probabilities, options.images)
+    if options.json:
         results = [
             {"image": str(path), "digit": int(row.argmax()), "probabilities": row.tolist()}
-            for path, row in zip(config.images, table, strict=True)
+            for path, row in zip(options.images, probabilities, strict=True)
         ]
-        print(json.dumps(results, indent=1))
+        print(json.dumps(results, indent=1, allow_nan=False))
         return
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure:
-        reconfigure(errors="backslashreplace")  # a file's name may hold anything
     blocks = can_print("█▏")
-    for path, row in zip(config.images, table, strict=True):
-        print(f"{path}: {row.argmax()}")
+    for path, row in zip(options.images, probabilities, strict=True):
+        print(f"{printable(path)}: {row.argmax()}")
         print("\n".join(bars(row, blocks)), flush=True)
 
 
-def check_plot(config: Config) -> None:
-    """Refuse a plot without matplotlib, or in the place of what is read."""
-    from jaxmnist.errors import UsageError
-
-    if not config.plot:
-        return
-    import matplotlib.figure  # noqa: F401
-
-    if config.plot.exists() and any(
-        path.exists() and path.samefile(config.plot) for path in (config.weights, *config.images)
-    ):
-        raise UsageError(f"--plot {config.plot}: would overwrite what is to be read")
+@contextlib.contextmanager
+def libraries_silenced() -> Iterator[None]:
+    """Nothing is written to stderr by C code: libtiff does so about damaged files."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def bars(probabilities: Sequence[float], blocks: bool) -> list[str]:
@@ -104,17 +122,21 @@ def can_print(text: str) -> bool:
     return True
 
 
-def draw(plot: Path, images: Any, probabilities: Any, paths: Sequence[Path]) -> None:
+def save_plot(
+    plot: Path, images: np.ndarray, probabilities: np.ndarray, paths: Sequence[Path]
+) -> None:
     """Write the figure; the file appears whole or not at all."""
+    from jaxmnist.digit_plots import probability_figure
     from jaxmnist.files import replacing
-    from jaxmnist.predict import probability_figure
 
-    names = [path.name.encode(errors="replace").decode() for path in paths]
+    names = [printable(path.name) for path in paths]
     figure = probability_figure(images, probabilities, names)
+    kind = plot.suffix[1:].lower()
+    metadata = {"Software" if kind == "png" else "Creator": CREATOR}
     with warnings.catch_warnings(), replacing(plot) as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in any script
-        figure.savefig(file, format=plot.suffix[1:].lower(), dpi=150, transparent=True)
+        figure.savefig(file, format=kind, dpi=150, transparent=True, metadata=metadata)
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Options, __doc__, result_on_stdout=True)

@@ -2,83 +2,104 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import sys
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import _cli as cli
 import tyro
-from _cli import run as run_script
+from _options import DataDirOptions, check_path, wrong
+from _tables import printable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxmnist import Dataset
+    from jaxmnist.predict import ModelMetrics
     from jaxmnist.runs.finished import Run
+
+GENERATOR = "jaxmnist scripts/report.py"  # a page with this name in it may be made again
+# Options that say where a run lies and what it leaves, not what it computes.
+INCIDENTAL = {
+    *("data_dir", "source", "compile_cache", "coordinator", "processes", "process_id", "timeout"),
+    *("out", "resume", "checkpoint_every", "checkpoint_unit", "keep", "plots", "tensorboard"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Options:
     """The options."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)"),
+    ]
     """Directories of finished runs."""
-    out: Path = Path("report.html")
-    """New file for the page."""
-    data_dir: Path | None = None
-    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("report.html")
+    """File for the page; an earlier report is replaced."""
+    data: DataDirOptions = DataDirOptions()
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
+        check_path(out=self.out)
         if not self.runs:
-            raise ValueError("name at least one run's directory")
+            wrong("name at least one run's directory")
 
 
-def main(config: Config) -> None:
-    """Read the runs, have their models look at their test images, write the page."""
-    import matplotlib.figure  # noqa: F401  (to be missed before the work rather than after it)
-    from _page import page
+class Result(NamedTuple):
+    """A run, its evaluation and the test images of it."""
 
-    from jaxmnist.errors import UsageError
-    from jaxmnist.files import replacing
-    from jaxmnist.runs.finished import look, read
+    run: Run
+    evaluation: ModelMetrics
+    test: Dataset
 
-    if config.out.exists():
-        raise UsageError(f"--out {config.out}: is there already; name a new file")
-    directory = config.out.absolute().parent
-    if not (directory.is_dir() and os.access(directory, os.W_OK)):
-        raise UsageError(f"--out {config.out}: {directory} is no directory that can be written to")
-    named = names_of(config.runs)
-    runs = {key: read(path) for key, path in named.items()}
+
+def main(options: Options) -> None:
+    """Read and evaluate the runs, write the page."""
+    import jinja2  # noqa: F401  (both are needed, and missed now rather than after the work)
+    import matplotlib.figure  # noqa: F401
+
+    from jaxmnist.files import check_output, replacing
+    from jaxmnist.predict import evaluate_model
+    from jaxmnist.runs.finished import read
+
+    check_output("--out", options.out, GENERATOR.encode())
+    runs = {name: read(path) for name, path in names_of(options.runs).items()}
     tests: dict[str, Dataset] = {}
     for run in runs.values():
         if run.test_set not in tests:
-            tests[run.test_set] = load_test_set(run, config.data_dir)
-    seen = {key: (run, look(run, tests[run.test_set])) for key, run in runs.items()}
-    content = page(seen, {key: tests[run.test_set] for key, run in runs.items()}).encode()
-    with replacing(config.out) as file:
+            tests[run.test_set] = load_test_set(run, options.data.data_dir)
+    results = {
+        name: Result(run, evaluate_model(run.params, tests[run.test_set]), tests[run.test_set])
+        for name, run in runs.items()
+    }
+    content = page(results).encode()
+    with replacing(options.out) as file:
         file.write(content)
-
-    for key, (run, found) in seen.items():
-        print(f"{key}: test accuracy {found.accuracy:.2%} on {run.test_set}")
+    for name, (run, evaluation, _) in results.items():
+        print(f"{name}: test accuracy {evaluation.accuracy:.2%} on {run.test_set}")
     if any(run.drawn for run in runs.values()):
         print("WARNING: drawn digits are NOT MNIST")
-    print(f"Wrote {config.out} ({len(content) / 1000:,.0f} kB)")
+    print(f"Wrote {printable(options.out)} ({len(content) / 1000:,.0f} kB)")
 
 
-def names_of(paths: tuple[Path, ...]) -> dict[str, Path]:
+def names_of(paths: Sequence[Path]) -> dict[str, Path]:
     """The runs by the names of their directories or, where two are alike, by their paths."""
-    from jaxmnist.errors import UsageError
-
     places = [path.resolve() for path in paths]
     for place in places:
         if places.count(place) > 1:
-            raise UsageError(f"{place}: named twice")
+            wrong(f"{place}: named twice")
     names = [place.name for place in places]
-    keys = [
-        str(path) if names.count(place.name) > 1 else place.name
-        for path, place in zip(paths, places, strict=True)
-    ]
     named: dict[str, Path] = {}
-    for key, path in zip(keys, paths, strict=True):
+    for path, name in zip(paths, names, strict=True):
+        key = str(path) if names.count(name) > 1 else name
         key = "".join(x if x.isprintable() else "?" for x in key)  # nor is all of it Unicode
         while key in named:
             key += "'"
@@ -94,5 +115,139 @@ def load_test_set(run: Run, data_dir: Path | None) -> Dataset:
     return (load_synthetic(run.config["seed"]) if run.drawn else load_mnist(data_dir))[1]
 
 
+def page(results: Mapping[str, Result]) -> str:
+    """The page about these runs, under their names."""
+    import jinja2
+
+    from jaxmnist.plots import run_curves, to_svg
+
+    test_sets: dict[str, list[str]] = {}
+    for name, result in results.items():
+        test_sets.setdefault(result.run.test_set, []).append(name)
+    runs = [result.run for result in results.values()]
+    options, differing = option_rows([run.config for run in runs])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html.jinja").render(
+        generator=GENERATOR,
+        title=f"Report on {len(runs)} runs"
+        if len(runs) > 1
+        else f"Report on {next(iter(results))}",
+        names=list(results),
+        synthetic=[name for name, result in results.items() if result.run.drawn],
+        test_sets=test_sets,
+        results=result_rows(results),
+        curves=to_svg(
+            run_curves(list(results), [(run.losses, run.records) for run in runs]),
+            "Training loss, test loss and test accuracy against epochs; their numbers follow",
+        ),
+        epochs=epoch_rows(runs),
+        options=options,
+        differing=f"; {differing} options differ" if len(runs) > 1 else "",
+        runs=[run_section(k, name, *results[name]) for k, name in enumerate(results, 1)],
+    )
+
+
+def result_rows(results: Mapping[str, Result]) -> list[tuple[str, list[str], bool]]:
+    """Each figure's name and its value in each run."""
+    rows: dict[str, list[str]] = {}
+    for run, found, _ in results.values():
+        n, right = int(found.confusion.sum()), int(found.confusion.trace())
+        for name, value in {
+            "tested on": f"NOT MNIST: {run.test_set}" if run.drawn else run.test_set,
+            "epochs": f"{len(run.records):,}",
+            "training loss (nats), mean of the last epoch": f"{run.records[-1]['train_loss']:.4f}",
+            "test loss (nats)": f"{found.loss:.4f}",
+            "test accuracy": f"{found.accuracy:.2%}",
+            "mistakes": f"{n - right:,} of {n:,} images",
+        }.items():
+            rows.setdefault(name, []).append(value)
+    return [(name, cells, False) for name, cells in rows.items()]
+
+
+def epoch_rows(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
+    """The metrics after each epoch, or after 50 of them, in each run."""
+    last = max(len(run.records) for run in runs)
+
+    def cell(run: Run, epoch: int) -> str:
+        if epoch > len(run.records):
+            return ""
+        record = run.records[epoch - 1]
+        losses = f"{record['train_loss']:.4f} / {record['test_loss']:.4f}"
+        return f"{losses} / {record['test_accuracy']:.2%}"
+
+    shown = sorted({round(1 + k * (last - 1) / 49) for k in range(50)})
+    return [(str(epoch), [cell(run, epoch) for run in runs], False) for epoch in shown]
+
+
+def option_rows(
+    configs: Sequence[Mapping[str, Any]],
+) -> tuple[list[tuple[str, list[str], bool]], int]:
+    """Each option's value in each run, those that differ first; and how many do."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "none"
+        return value if isinstance(value, str) else json.dumps(value)
+
+    names = dict.fromkeys(name for config in configs for name in config)
+    rows = [(name, [cell(config.get(name)) for config in configs]) for name in names]
+    marked = [(name, cells, len(set(cells)) > 1 and name not in INCIDENTAL) for name, cells in rows]
+    marked.sort(key=lambda row: not row[2])
+    return marked, sum(differs for *_, differs in marked)
+
+
+def run_section(
+    number: int, name: str, run: Run, found: ModelMetrics, test: Dataset
+) -> dict[str, Any]:
+    """What the template shows of one run."""
+    import numpy as np
+
+    from jaxmnist.digit_plots import weight_grid
+    from jaxmnist.plots import to_svg
+
+    logged = run.records[-1]["test_accuracy"]
+    figure = weight_grid(run.params["params"]["linear_0"]["weight"], columns=8, most=64)
+    wrong = found.confusion[~np.eye(len(found.confusion), dtype=bool)]
+    return {
+        "name": name,
+        "synthetic": run.drawn,
+        "test_set": run.test_set,
+        "accuracy": f"{found.accuracy:.2%}",
+        "logged_accuracy": f"{logged:.2%}" if abs(logged - found.accuracy) > 0.001 else "",
+        "confusion": found.confusion.tolist(),
+        "worst": max(1, wrong.max()),
+        "weights": to_svg(
+            figure, f"The first layer's weights of run {number} as images, one a unit"
+        ),
+        "mistakes": mistakes(found.probabilities, test),
+    }
+
+
+def mistakes(probabilities: np.ndarray, test: Dataset) -> list[dict[str, Any]]:
+    """The images that the model was surest to be something else, with both probabilities."""
+    import numpy as np
+
+    from jaxmnist.digit_plots import confident_mistakes, percent, png_url
+
+    labels = np.asarray(test.labels)
+    return [
+        {
+            "index": index,
+            "picture": png_url(np.asarray(test.images[index])),
+            "label": labels[index],
+            "predicted": probabilities[index].argmax(),
+            "confidence": percent(float(probabilities[index].max())),
+            "probability": percent(float(probabilities[index, labels[index]])),
+        }
+        for index in confident_mistakes(probabilities, labels).tolist()
+    ]
+
+
 if __name__ == "__main__":
-    run_script(main, Config, __doc__)
+    cli.run(main, Options, __doc__)

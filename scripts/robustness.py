@@ -1,26 +1,29 @@
 """How accurate a model stays on test images that come as pictures of other kinds.
 
 Each image becomes a picture file: enlarged, inverted, shifted, coloured, compressed, photographed.
-scripts/predict.py's way from a file to an MNIST image reads it back.
+The way of scripts/predict.py from a file to an MNIST image reads it back.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import contextlib
 import dataclasses
 import multiprocessing
-import sys
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-from _cli import run
-from _report import grid
-
-from jaxmnist.runs.programs import WARNING, load
+import _cli as cli
+from _options import WARNING, SeededDataOptions, Weights, at_least, load, wrong
+from _tables import markdown
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
     import numpy as np
@@ -28,75 +31,100 @@ if TYPE_CHECKING:  # the functions import what they use, so that --help does not
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Options:
     """The options."""
 
-    weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]
+    weights: Weights
     """A weights file, or the directory that scripts/train.py --out wrote."""
     images: int = 1000
     """How many test images, chosen at random."""
-    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
-    """MNIST, or drawn digits; auto is MNIST or, where that cannot be had, drawn digits."""
-    data_dir: Path | None = None
-    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
-    seed: int = 0
-    """Chooses the images, shifts and shadows, and of drawn digits it is the training's."""
+    data: SeededDataOptions = SeededDataOptions()
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
-        if self.images < 1:
-            raise ValueError(f"--images must be at least 1, not {self.images}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must be at least 0 and below 2**32, not {self.seed}")
+        at_least(1, images=self.images)
 
 
-def main(config: Config) -> None:
+def main(options: Options) -> None:
     """Make the pictures, read them, predict, print a table."""
     import jax
     import numpy as np
-    import tqdm
 
-    from jaxmnist.errors import UsageError
-    from jaxmnist.metrics import wilson_interval
     from jaxmnist.predict import load_model, predict
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
-    model, params = load_model(config.weights)
-    data, drawn = load(config)
+    model, params = load_model(options.weights)
+    seed = options.data.seed
+    data = load(options.data, seed)
     n = len(data.test.labels)
-    if config.images > n:
-        raise UsageError(f"--images {config.images} is above the {n:,} test images")
-    print(f"Data: {data.source}, {config.images:,} of {n:,} test images\n", flush=True)
-    chosen = np.random.default_rng(config.seed).choice(n, config.images, replace=False)
-    images, labels = data.test.images[chosen], data.test.labels[chosen]
+    if options.images > n:
+        wrong(f"--images {options.images} is above the {n:,} test images")
+    print(f"Data: {data.source}, {options.images:,} of {n:,} test images\n", flush=True)
+    chosen = np.random.default_rng(seed).choice(n, options.images, replace=False)
+    images, labels = (np.asarray(part)[chosen] for part in data.test)
 
-    def right(images: Any) -> int:
-        return int(
-            (np.asarray(predict(model.apply, params, images)).argmax(axis=1) == labels).sum()
-        )
+    def count_right(images: np.ndarray) -> int:
+        probabilities = np.asarray(predict(model.apply, params, images))
+        return int((probabilities.argmax(axis=1) == labels).sum())
 
-    plain = right(images)
-    rows = [["pictures", "accuracy", "95 % interval", "to plain, points"]]
-    counts = {"none: the test images themselves": plain}
+    counts = {"none: the test images themselves": count_right(images)}
+    seeds = [(seed, int(index)) for index in chosen]  # the same picture in any sample
+    for name, read in read_variants(images, seeds).items():
+        counts[name] = count_right(read)
+    print(table(counts, len(images)))
+    if data.missing:
+        print(f"\n{WARNING}", file=sys.stderr)
+
+
+def read_variants(images: np.ndarray, seeds: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+    """For each kind of picture, the images made into such files and read back."""
+    import numpy as np
+    import tqdm
+
+    result, context = {}, multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(mp_context=context) as pool,
         tqdm.tqdm(total=len(VARIANTS) * len(images), leave=False, disable=None) as bar,
     ):
-        for name in VARIANTS:
-            seeds = [(config.seed, int(n)) for n in chosen]  # the same picture in any sample
-            read = []
-            for image in pool.map(through_a_file, repeat(name), images, seeds, chunksize=20):
-                read.append(image)
-                bar.update()
-            counts[name] = right(np.stack(read))
+        try:
+            for name in VARIANTS:
+                with interrupts_blocked():
+                    pending = pool.map(through_a_file, repeat(name), images, seeds, chunksize=20)
+                read = []
+                for image in pending:
+                    read.append(image)
+                    bar.update()
+                result[name] = np.stack(read)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or else all the pictures are still made
+            raise
+    return result
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes that are started here leave Ctrl-C, which a terminal sends to all, to this one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def table(counts: dict[str, int], n: int) -> str:
+    """The accuracy on each kind of picture, and its difference to the first."""
+    from scipy.stats import binomtest
+
+    rows = [["pictures", "accuracy", "95 % interval", "to plain, points"]]
+    plain = next(iter(counts.values()))
     for name, count in counts.items():
-        low, high = wilson_interval(count, len(images))
-        points = 100 * (count - plain) / len(images)
-        cells = [f"{count / len(images):.2%}", f"{low:.2%} to {high:.2%}", f"{points:+.2f}"]
-        rows.append([name, *cells])
-    print("\n".join(grid(rows)))
-    if drawn:
-        print(f"\n{WARNING}", file=sys.stderr)
+        low, high = binomtest(count, n).proportion_ci(method="wilson")
+        points = 100 * (count - plain) / n
+        rows.append([name, f"{count / n:.2%}", f"{low:.2%} to {high:.2%}", f"{points:+.2f}"])
+    return markdown(rows)
 
 
 def through_a_file(name: str, image: np.ndarray, seed: tuple[int, int]) -> np.ndarray:
@@ -112,21 +140,6 @@ def through_a_file(name: str, image: np.ndarray, seed: tuple[int, int]) -> np.nd
         return read_image(path)
 
 
-def as_png(image: np.ndarray, _: np.random.Generator) -> Made:
-    """The pixels as they are."""
-    return grey(image), PNG
-
-
-def inverted(image: np.ndarray, _: np.random.Generator) -> Made:
-    """Dark on white."""
-    return grey(255 - image), PNG
-
-
-def enlarged(image: np.ndarray, _: np.random.Generator) -> Made:
-    """Ten times as large, dark on white."""
-    return large(255 - image), PNG
-
-
 def shifted(image: np.ndarray, rng: np.random.Generator) -> Made:
     """Anywhere in a picture of 56x56."""
     from PIL import Image
@@ -134,16 +147,6 @@ def shifted(image: np.ndarray, rng: np.random.Generator) -> Made:
     picture = Image.new("L", (56, 56))
     picture.paste(grey(image), tuple(rng.integers(0, 29, 2).tolist()))
     return picture, PNG
-
-
-def as_jpeg(image: np.ndarray, _: np.random.Generator) -> Made:
-    """Compressed at JPEG's usual quality."""
-    return grey(image), JPEG
-
-
-def large_jpeg(image: np.ndarray, _: np.random.Generator) -> Made:
-    """Ten times as large, dark on white, compressed hard."""
-    return large(255 - image), {"format": "JPEG", "quality": 30}
 
 
 def coloured(image: np.ndarray, rng: np.random.Generator) -> Made:
@@ -224,12 +227,15 @@ PNG, JPEG = {"format": "PNG"}, {"format": "JPEG"}
 Made = tuple["Image.Image", dict[str, Any]]  # a picture, and how to save it
 Variant = Callable[["np.ndarray", "np.random.Generator"], Made]
 VARIANTS: dict[str, Variant] = {
-    "PNG": as_png,
-    "PNG, inverted": inverted,
-    "PNG, inverted, 10 times as large": enlarged,
+    "PNG": lambda image, _: (grey(image), PNG),
+    "PNG, inverted": lambda image, _: (grey(255 - image), PNG),
+    "PNG, inverted, 10 times as large": lambda image, _: (large(255 - image), PNG),
     "PNG, shifted anywhere in 56x56": shifted,
-    "JPEG": as_jpeg,
-    "JPEG of quality 30, inverted, 10 times as large": large_jpeg,
+    "JPEG": lambda image, _: (grey(image), JPEG),
+    "JPEG of quality 30, inverted, 10 times as large": lambda image, _: (
+        large(255 - image),
+        {**JPEG, "quality": 30},
+    ),
     "PNG, any colour on any other": coloured,
     "PNG, black on transparent": transparent,
     "JPEG, a photo with a shadow and noise": photo,
@@ -239,4 +245,4 @@ VARIANTS: dict[str, Variant] = {
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Options, __doc__, result_on_stdout=True)

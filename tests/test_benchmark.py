@@ -4,7 +4,8 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+
+from tests.helpers import ROOT
 
 
 @pytest.fixture

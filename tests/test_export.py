@@ -1,7 +1,9 @@
 """What is exported gives the model's own logits, elsewhere."""
 
 import itertools
+import os
 import re
+import stat
 import subprocess
 import sys
 
@@ -10,19 +12,26 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-from conftest import ROOT
 
 from jaxmnist import (
     MLP,
     epoch_order,
     export,
     init_state,
+    make_objective,
     make_train_epoch,
     make_train_step,
     preprocess,
 )
 from jaxmnist.errors import DataError
-from jaxmnist.torch_compat import TorchGenerator, init_params, save_weights, to_state_dict
+from jaxmnist.torch_compat import (
+    TorchGenerator,
+    init_params,
+    layer_sizes,
+    save_weights,
+    to_state_dict,
+)
+from tests.helpers import ROOT, refused
 
 # Loads and calls a StableHLO program as somebody does who has JAX and NumPy, and nothing of ours.
 ELSEWHERE = """
@@ -152,7 +161,7 @@ def test_weights_that_are_no_numbers_are_refused():
     params = draw((784, 10))
     params["params"]["linear_0"]["bias"][3] = np.nan
     with pytest.raises(DataError, match=r"0\.bias holds numbers that are not finite"):
-        export.layer_sizes(params)
+        layer_sizes(params)
 
 
 @pytest.fixture
@@ -171,7 +180,7 @@ def test_the_script_writes_every_format(script, weights, tmp_path):
     code, stdout, stderr = script("export.py", weights, "--out", out)
     assert (code, stderr) == (0, "")
     names = ["weights.safetensors", "model.stablehlo", "model.onnx", "sketchpad.html"]
-    assert {path.name for path in out.iterdir()} == set(names)
+    assert {path.name for path in out.iterdir()} == {*names, "export.json"}
     first, *lines, last = stdout.splitlines()
     assert "784-20-10" in first
     for name, line in zip(names, lines, strict=True):
@@ -192,14 +201,41 @@ def test_a_missing_package_is_named_with_its_extra(
     out = tmp_path / "out"
     code, stdout, stderr = script("export.py", weights, "--out", out, "--formats", "page", name)
     assert (code, stdout) == (1, "")
-    assert stderr.startswith(f"export.py: error: --formats {name} needs {package}: pip install")
-    assert "'jaxmnist[export]'" in stderr
+    assert stderr.startswith(f"export.py: error: --formats {name} needs {package}: ")
+    assert ".[export]'" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     # Those that need no extra packages do without.
     file = weights / "weights.safetensors"
     code, *_ = script("export.py", file, "--out", out, "--formats", "safetensors", "page", "page")
     assert code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["sketchpad.html", "weights.safetensors"]
+    expected = ["export.json", "sketchpad.html", "weights.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == expected
+
+
+@pytest.mark.usefixtures("keep_jax_config")
+def test_what_it_wrote_can_be_written_again_and_nothing_else(script, weights, tmp_path):
+    out = tmp_path / "out"
+    options = (weights, "--out", out, "--formats", "safetensors")
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):
+            assert script("export.py", *options)[0] == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o750
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "run"}
+    content = (out / "weights.safetensors").read_bytes()
+    for name, change in {
+        "weights.safetensors": lambda path: path.write_bytes(b"edited"),
+        "mine.txt": lambda path: path.write_text("precious"),
+        "export.json": lambda path: path.write_text("[" * 100_000),
+    }.items():
+        change(out / name)
+        changed = (out / name).read_bytes()
+        refused(script("export.py", *options), 2, "is there already", str(out))
+        assert (out / name).read_bytes() == changed
+        (out / "mine.txt").unlink(missing_ok=True)
+        (out / "weights.safetensors").write_bytes(content)
 
 
 @pytest.mark.usefixtures("keep_jax_config")
@@ -241,7 +277,7 @@ finally:
 
 def train_an_epoch(train, rate=0.01):
     model, tx, key = MLP(), optax.sgd(rate), jax.random.key(0)
-    train_epoch = jax.jit(make_train_epoch(make_train_step(model.apply, tx)))
+    train_epoch = jax.jit(make_train_epoch(make_train_step(make_objective(model.apply), tx)))
     order = epoch_order(key, 0, len(train.labels))
     state, _ = train_epoch(init_state(key, model, tx), train, order)
     return jax.device_get(state.params)

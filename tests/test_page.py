@@ -10,11 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_export import draw, train_an_epoch
 
 from jaxmnist import MLP, preprocess
-from jaxmnist.export import layer_sizes, to_page
+from jaxmnist.export import to_page
 from jaxmnist.predict import centre
+from jaxmnist.torch_compat import layer_sizes
+from tests.test_export import draw, train_an_epoch
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.oracle

@@ -9,25 +9,21 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import safetensors.numpy
 from PIL import Image, ImageDraw, ImageOps
 
 from jaxmnist import MLP, DataError, init_state
 from jaxmnist.predict import centre, load_model, read_image
-from jaxmnist.torch_compat import save_weights
+from jaxmnist.torch_compat import load_weights, save_weights, to_state_dict
+from tests.helpers import ROOT, refused
+from tests.test_export import train_an_epoch
 
 
 @pytest.fixture(scope="module")
 def weights(mnist, tmp_path_factory):
     """Weights after one epoch on the real MNIST."""
-    import jax
-    import optax
-
-    from jaxmnist import train
-
-    run = jax.jit(lambda data: train(jax.random.key(0), data, MLP(), optax.sgd(0.05), epochs=1)[0])
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
-    save_weights(path, run(mnist[0]).params)
+    save_weights(path, train_an_epoch(mnist[0], rate=0.05))
     return path
 
 
@@ -148,8 +144,42 @@ def test_the_script_prints_bars_and_json(script, weights, mnist, tmp_path):
     results = json.loads(stdout)
     assert [result["digit"] for result in results] == mnist[1].labels[:3].tolist()
     np.testing.assert_allclose([sum(r["probabilities"]) for r in results], 1, rtol=1e-5)
-    with Image.open(tmp_path / "x.png") as drawn:
-        assert drawn.size[0] > 300
+    with Image.open(tmp_path / "x.png") as plot:
+        assert plot.size[0] > 300
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_its_own_plot_is_replaced_and_no_other_file(script, untrained, drawing, tmp_path, kind):
+    picture, plot = tmp_path / "a.png", tmp_path / f"plot.{kind}"
+    drawing.save(picture)
+    for _ in range(2):
+        assert script("predict.py", untrained, picture, "--plot", plot)[0] == 0
+    for precious in (picture, tmp_path / f"mine.{kind}"):
+        precious.exists() or precious.write_text("precious")
+        before = precious.read_bytes()
+        result = script("predict.py", untrained, picture, "--plot", precious)
+        if precious.suffix == f".{kind}":
+            refused(result, 2, "is there already")
+        assert precious.read_bytes() == before
+
+
+def test_a_name_does_nothing_to_the_terminal(script, untrained, drawing, tmp_path):
+    path = tmp_path / "a\x1b[31m\n7.png"
+    drawing.save(path)
+    code, stdout, _ = script("predict.py", untrained, path)
+    assert code == 0
+    assert "\x1b" not in stdout
+    assert "a\\x1b[31m\\n7.png: " in stdout
+    assert len(stdout.splitlines()) == 11
+
+
+def test_what_libtiff_says_about_a_damaged_file_is_not_shown(script, untrained, drawing, tmp_path):
+    path = tmp_path / "a.tif"
+    drawing.save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[300:400] = bytes(range(100, 200))
+    path.write_bytes(content)
+    refused(script("predict.py", untrained, path), 1, str(path), "damaged")
 
 
 def chunk(kind, data):
@@ -201,6 +231,19 @@ def test_a_blank_picture_is_not_guessed_at(script, untrained, tmp_path):
     code, stdout, stderr = script("predict.py", untrained, tmp_path / "blank.png")
     assert (code, stdout) == (1, "")
     assert "blank" in stderr
+
+
+@pytest.mark.parametrize("name", ["predict.py", "evaluate.py"])
+def test_weights_that_are_not_finite(script, untrained, drawing, tmp_path, name):
+    params = load_weights(untrained)
+    params["params"]["linear_0"]["bias"][0] = np.inf
+    state_dict = to_state_dict(params)
+    safetensors.numpy.save_file(state_dict, tmp_path / "bad.safetensors")
+    drawing.save(tmp_path / "a.png")
+    more = [tmp_path / "a.png"] if name == "predict.py" else ["--dataset", "synthetic"]
+    result = script(name, tmp_path / "bad.safetensors", *more, "--json")
+    refused(result, 1, "bad.safetensors", "not finite")
+    assert result[1] == ""
 
 
 def test_weights_of_another_model(tmp_path):

@@ -10,14 +10,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from PIL import Image
-from test_logs import uninstall
 
 from jaxmnist import Dataset
 from jaxmnist.datasets import synthetic
 from jaxmnist.torch_compat import TorchGenerator, init_params, save_weights
+from tests.helpers import uninstall
 
 VOID = {"meta", "img", "br"}
 HOSTILE = "<img src=x onerror=alert(1)>$x$ \"'&amp;"
@@ -203,12 +204,11 @@ def test_the_page_stands_alone_and_can_be_listened_to(make_run, report):
     assert len(page.all("caption")) == len(page.all("table"))
 
 
-def test_the_same_runs_make_the_same_page(make_run, report, tmp_path):
+def test_the_same_runs_make_the_same_page(make_run, report):
     run = make_run("first")
     pages = []
     for _ in range(2):
-        pages.append(report(run)[0].source)
-        (tmp_path / "report.html").unlink()
+        pages.append(report(run)[0].source)  # the second time in the place of the first
     assert pages[0] == pages[1]
 
 
@@ -341,17 +341,19 @@ def test_wrong_usage(script, make_run, tmp_path):
     assert refused(script, run, run)[0] == 2
     code, line = refused(script, run, "--out", tmp_path / "none" / "x.html")
     assert (code, str(tmp_path / "none") in line) == (2, True)
-    out.write_text("precious")
-    code, line = refused(script, run, "--out", out)
-    assert (code, "is there already" in line) == (2, True)
-    assert out.read_text() == "precious"
+    for precious in (out, tmp_path / "link.html"):  # nor is a link to such a file followed
+        out.write_text("precious")
+        precious.exists() or precious.symlink_to(out)
+        code, line = refused(script, run, "--out", precious)
+        assert (code, "is there already" in line) == (2, True)
+        assert out.read_text() == "precious"
 
 
 def test_help_is_quick_and_starts_no_jax(script, monkeypatch):
     import subprocess
     import sys
 
-    from conftest import ROOT
+    from tests.helpers import ROOT
 
     path = ROOT / "scripts" / "report.py"
     code = (
@@ -366,7 +368,10 @@ def test_help_is_quick_and_starts_no_jax(script, monkeypatch):
 
 
 def test_without_matplotlib_the_extra_is_named(script, make_run, tmp_path, monkeypatch):
-    uninstall(monkeypatch, "matplotlib")
-    code, line = refused(script, make_run("first"), "--out", tmp_path / "report.html")
-    expected = "report.py: error: this needs matplotlib: pip install 'jaxmnist[plots]'"
-    assert (code, line) == (1, expected)
+    for package in ("matplotlib", "jinja2"):
+        with monkeypatch.context() as patch:
+            uninstall(patch, package)
+            code, line = refused(script, make_run(package), "--out", tmp_path / "report.html")
+        assert code == 1
+        assert line.startswith(f"report.py: error: this needs {package}: ")
+        assert "[plots]'" in line
