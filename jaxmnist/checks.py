@@ -61,7 +61,7 @@ def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]
         raise TypeError(f"images are uint8 grey levels or transformed floats, not {images.dtype}")
     if isinstance(images, jax.core.Tracer):
         return jnp.where(jnp.max(jnp.abs(images), initial=0) > UNSCALED, jnp.nan, images)
-    if abs(images).max(initial=0) > UNSCALED:
+    if np.max(np.abs(images), initial=0) > UNSCALED:
         raise ValueError(f"float images reach beyond {UNSCALED}: give grey levels as uint8")
     return images
 
