@@ -12,15 +12,12 @@ Handler = http.server.BaseHTTPRequestHandler
 
 
 @contextlib.contextmanager
-def serving(get: Callable[[Handler], None], head: Callable[[Handler], None]) -> Iterator[str]:
-    """A server's address, whose requests these two functions answer."""
+def serving(get: Callable[[Handler], object]) -> Iterator[str]:
+    """A server's address, whose requests this function answers."""
 
     class Answers(Handler):
         def do_GET(self):
             get(self)
-
-        def do_HEAD(self):
-            head(self)
 
         def log_message(self, *_):
             pass
@@ -39,10 +36,6 @@ def send(handler: Handler, status: int, body: bytes = b"", length: int | None = 
     handler.send_header("Content-Length", str(len(body) if length is None else length))
     handler.end_headers()
     handler.wfile.write(body)
-
-
-def ok(handler: Handler) -> None:
-    send(handler, 200)
 
 
 def send_file(files: Path) -> Callable[[Handler], None]:
