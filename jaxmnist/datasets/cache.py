@@ -1,7 +1,7 @@
 """Arrays that took time to make, kept as one uncompressed .npz file in the user's cache directory.
 
 A cache is a convenience: where it is absent, damaged or not writable, everything still works, only
-slower. So `load` answers None and `store` answers the reason instead of raising.
+slower. So `load` returns None and `store` returns the reason instead of raising.
 """
 
 import os
@@ -11,38 +11,67 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from jaxmnist.datasets.npz import Spec, read_npz
 from jaxmnist.files import replacing
+
+# Nothing can be made below it, not even by root.
+_NOWHERE = Path(os.devnull, "no-home-directory")
 
 
 def cache_dir() -> Path:
-    """Where caches live: `JAXMNIST_CACHE_DIR`, or the platform's cache directory for this user."""
-    return Path(os.environ.get("JAXMNIST_CACHE_DIR") or platformdirs.user_cache_path("jaxmnist"))
+    """Where caches live: `JAXMNIST_CACHE_DIR`, or the platform's cache directory for this user.
 
-
-def load(name: str) -> dict[str, np.ndarray] | None:
-    """The arrays stored under `name`, or None where there are none or the file is damaged.
-
-    Reading to the end makes zipfile verify each array's CRC-32, so a flipped byte is seen; pickled
-    objects are refused, so a foreign file is never executed.
+    A user without a home directory has none; then it is a path where nothing can be stored.
     """
+    named = os.environ.get("JAXMNIST_CACHE_DIR")
+    if named:
+        return Path(named)
     try:
-        with (cache_dir() / f"{name}.npz").open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            return {key: arrays[key] for key in arrays.files}
-    except Exception:  # zipfile and NumPy meet damage with a dozen kinds of error
+        return platformdirs.user_cache_path("jaxmnist").expanduser()
+    except RuntimeError:  # what Path says where it knows no home directory
+        return _NOWHERE
+
+
+def load(
+    name: str, specs: Mapping[str, Spec], made_from: str | None = None
+) -> dict[str, np.ndarray] | None:
+    """The arrays stored under `name`; None where there are none or not those expected.
+
+    Args:
+        name: the entry's name.
+        specs: the shape and dtype of each array, see `read_npz`.
+        made_from: what `store` was told; None accepts an entry made from anything.
+    """
+    path = cache_dir() / f"{name}.npz"
+    label = None if made_from is None else _label(made_from)
+    wanted = dict(specs) if label is None else {**specs, "made_from": (label.shape, "uint8")}
+    try:
+        arrays = read_npz(path, wanted)
+    except Exception:  # zipfile and NumPy raise a dozen kinds of error for damaged files
         return None
+    if label is not None and not np.array_equal(arrays.pop("made_from"), label):
+        return None
+    return arrays
 
 
-def store(name: str, arrays: Mapping[str, np.ndarray]) -> str | None:
+def store(name: str, arrays: Mapping[str, np.ndarray], made_from: str) -> str | None:
     """Store `arrays` under `name`; None when done, otherwise the reason why it could not be.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. `made_from` says what the arrays were made from and by
+    which version of their format: `load` takes them for nothing else.
     """
     path = cache_dir() / f"{name}.npz"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(path) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, made_from=_label(made_from), **arrays)
     except OSError as error:
+        if path.parent == _NOWHERE:
+            return "no home directory is known; name a directory with JAXMNIST_CACHE_DIR"
         return f"{path.parent}: {error.strerror or error}"
     return None
+
+
+def _label(text: str) -> np.ndarray:
+    """The text as an array of bytes: its length is known before it is read, and it is no pickle."""
+    return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8)

@@ -10,9 +10,10 @@ They are about as hard as MNIST: the notebook's recipe ends with a training loss
 accuracy of 90 % (three seeds; on MNIST 0.38 and 90 %).
 """
 
+import contextlib
 import functools
 import math
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,107 +22,12 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
 from jaxmnist.data import Dataset
 from jaxmnist.datasets import cache
+from jaxmnist.datasets.npz import Spec
+from jaxmnist.datasets.skeletons import POINTS, skeletons
 
-# One skeleton a line: the digit, how often it is chosen relative to the digit's others, and the
-# strokes as `x y` points in a 20x20 box, y downwards. A Catmull-Rom curve runs through the points,
-# a point given twice is a corner, and `/` lifts the pen.
-_SKELETONS = """
-0 4 | 12 1, 7 1, 4 6, 4 14, 8 19, 13 18, 16 12, 15 5, 11 0, 8 1
-0 2 | 14 3, 10 0, 5 4, 3 11, 6 18, 11 20, 16 15, 17 8, 14 2, 9 1
-0 1 | 11 1, 7 2, 4 7, 4 14, 8 19, 13 18, 16 12, 16 6, 14 2, 12 1
-0 1 | 13 5, 9 3, 6 7, 4 13, 7 19, 12 19, 16 13, 15 4, 11 0, 8 2, 9 5, 14 3
-1 8 | 10 0, 10 7, 10 14, 10 20
-1 2 | 6 5, 8 3, 11 0, 11 0, 11 10, 11 20
-1 1 | 6 5, 8 3, 11 0, 11 0, 11 10, 11 20 / 5 20, 11 20, 17 20
-1 1 | 10 0, 10 7, 10 14, 10 20 / 6 20, 10 20, 15 20
-2 3 | 3 5, 6 1, 11 0, 15 3, 14 8, 9 14, 3 20, 3 20, 10 19, 17 20
-2 4 | 3 4, 7 0, 13 1, 15 5, 12 10, 7 16, 3 19, 1 17, 3 14, 8 16, 13 19, 18 18
-2 2 | 4 3, 8 0, 13 2, 14 7, 10 14, 5 20, 5 20, 9 18, 13 20, 18 18
-3 3 | 4 2, 9 0, 14 2, 14 6, 8 9, 8 9, 14 11, 16 15, 12 19, 7 20, 3 17
-3 1 | 4 1, 15 0, 15 0, 9 8, 9 8, 14 10, 16 15, 12 20, 6 20, 3 17
-3 2 | 4 3, 9 0, 14 3, 12 7, 9 10, 7 9, 9 8, 14 11, 15 16, 11 20, 4 18
-4 6 | 5 0, 3 6, 3 10, 6 12, 11 11, 16 9 / 15 1, 14 10, 13 20
-4 3 | 5 1, 4 7, 6 10, 11 9, 15 1, 15 1, 13 10, 12 20
-4 1 | 13 20, 13 10, 13 0, 13 0, 7 7, 2 13, 2 13, 10 13, 18 13
-4 2 | 12 1, 7 6, 3 12, 3 12, 10 12, 17 11 / 13 0, 13 10, 12 20
-5 4 | 6 1, 5 4, 4 8, 4 8, 10 7, 15 10, 15 15, 10 20, 4 18 / 6 1, 11 1, 17 0
-5 3 | 16 0, 11 1, 6 1, 6 1, 5 4, 5 8, 5 8, 11 8, 15 12, 13 18, 8 20, 3 18
-5 2 | 17 1, 10 1, 6 4, 7 8, 12 11, 14 15, 10 19, 4 19
-6 3 | 13 0, 7 5, 4 12, 5 18, 10 20, 15 17, 14 12, 9 11, 5 15
-6 2 | 9 0, 6 6, 4 13, 6 19, 12 20, 15 16, 12 12, 8 13, 5 17
-6 1 | 15 1, 10 2, 5 8, 4 15, 8 20, 13 19, 15 14, 11 10, 6 13
-7 4 | 4 2, 10 2, 16 1, 16 1, 12 9, 9 20
-7 2 | 4 2, 10 2, 16 1, 16 1, 12 9, 9 20 / 7 11, 11 10, 16 10
-7 2 | 4 5, 5 2, 5 2, 10 2, 16 1, 16 1, 12 9, 9 20
-7 2 | 3 4, 7 2, 12 1, 16 1, 15 5, 12 12, 10 20
-8 4 | 14 3, 10 0, 6 3, 7 7, 13 12, 14 17, 10 20, 6 17, 7 12, 13 7, 14 3
-8 2 | 10 9, 6 7, 6 2, 10 0, 14 3, 13 7, 10 9, 6 12, 5 16, 9 20, 14 18, 15 13, 10 9
-8 2 | 15 3, 10 0, 5 4, 9 9, 14 14, 11 20, 5 17, 8 11, 14 5, 16 1
-9 5 | 14 4, 10 1, 6 4, 7 9, 10 10, 14 6, 14 3, 14 3, 14 11, 13 20
-9 2 | 14 4, 10 1, 6 4, 7 9, 11 10, 14 4, 14 4, 15 12, 12 18, 6 20
-9 2 | 13 2, 9 1, 6 5, 7 9, 11 9, 14 5, 14 1, 14 1, 14 11, 14 20
-9 2 | 14 5, 11 0, 7 2, 5 7, 9 10, 13 7, 15 2, 14 9, 12 20
-"""
-
-_POINTS = 65  # of a path: about a pixel apart at most, too close to be seen as dots
 _CHUNK = 500  # images drawn at a time, which bounds the memory to a few tens of MB
-_CACHED = {
-    "images": ((70_000, 28, 28), np.dtype(np.uint8)),
-    "labels": ((70_000,), np.dtype(np.int32)),
-}
-
-
-class _Skeletons(NamedTuple):
-    """The table above, ready to draw: S skeletons of P points, which are P - 1 steps of the pen."""
-
-    paths: np.ndarray  # float32 [S, P, 2], x and y from -1 to 1
-    pen_down: np.ndarray  # float32 [S, P - 1], 0 where the step moves a lifted pen
-    chances: np.ndarray  # float32 [10, S], each digit's cumulative distribution of skeletons
-
-
-def _curve(controls: np.ndarray, steps: int = 24) -> np.ndarray:
-    """Uniform Catmull-Rom curve [(K - 1) * steps + 1, 2] through `controls` [K, 2]."""
-    ends = 2 * controls[[0, -1]] - controls[[1, -2]]
-    p = np.vstack([ends[:1], controls, ends[1:]])
-    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    spans = [
-        b + t / 2 * ((c - a) + t * ((2 * a - 5 * b + 4 * c - d) + t * (3 * (b - c) + d - a)))
-        for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False)
-    ]
-    return np.vstack([*spans, controls[-1:]])
-
-
-@functools.cache  # and not at import, which everybody pays for
-def _skeletons() -> _Skeletons:
-    """Every skeleton, sampled at points evenly spaced along its strokes."""
-    paths, downs, digits, weights = [], [], [], []
-    for line in _SKELETONS.strip().splitlines():
-        head, body = line.split("|")
-        digit, weight = head.split()
-        curves = [
-            _curve(np.array([point.split() for point in stroke.split(",")], float))
-            for stroke in body.split("/")
-        ]
-        steps = [np.linalg.norm(np.diff(curve, axis=0), axis=1) for curve in curves]
-        lengths = np.array([step.sum() for step in steps])
-        counts = np.maximum(np.round(_POINTS * lengths / lengths.sum()), 2).astype(int)
-        counts[0] += _POINTS - counts.sum()
-        path, down = [], []
-        for curve, step, count in zip(curves, steps, counts, strict=True):
-            along = np.concatenate([[0], np.cumsum(step)])
-            even = np.linspace(0, along[-1], count)
-            path.append(np.stack([np.interp(even, along, axis) for axis in curve.T], axis=1))
-            down += [1.0] * (count - 1) + [0.0]
-        paths.append(np.vstack(path) / 10 - 1)
-        downs.append(down[:-1])
-        digits.append(int(digit))
-        weights.append(float(weight))
-    chances = np.cumsum(np.equal.outer(np.arange(10), digits) * np.array(weights), axis=1)
-    return _Skeletons(
-        np.array(paths, np.float32),
-        np.array(downs, np.float32),
-        (chances / chances[:, -1:]).astype(np.float32),
-    )
+_VERSION = 2  # of the digits or of how they are cached: another one is another cache entry
+_SPECS: dict[str, Spec] = {"images": ((70_000, 28, 28), "uint8"), "labels": ((70_000,), "int32")}
 
 
 def _matmul(a: Array | np.ndarray, b: Array) -> Array:
@@ -144,7 +50,7 @@ def _write(path: Float[Array, "p 2"], hand: Float[Array, " 29"]) -> Float[Array,
     field = jnp.stack([jnp.cos(i * x) * jnp.cos(j * y) / (i + j) for i, j in modes], axis=1)
     # Waves along the path move the pen: ends overshoot, loops open, bars drift, long paths more.
     length = jnp.sum(jnp.linalg.norm(jnp.diff(path, axis=0), axis=1))
-    waves = _waves(6, _POINTS) / np.arange(1, 7, dtype=np.float32)
+    waves = _waves(6, POINTS) / np.arange(1, 7, dtype=np.float32)
     path = path + 0.13 * _matmul(field, bend.reshape(7, 2))
     path = path + 0.046 * jnp.sqrt(length) * _matmul(waves, wobble.reshape(6, 2))
     x, y = path.T
@@ -156,9 +62,9 @@ def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28
     """One image: choose a skeleton, write it, fit and centre it, lay the ink."""
     style_key, hand_key, place_key = jax.random.split(key, 3)
     chance = jax.random.uniform(style_key, dtype=jnp.float32)
-    style = jnp.sum(chance >= jnp.asarray(_skeletons().chances)[label])
+    style = jnp.sum(chance >= jnp.asarray(skeletons().chances)[label])
     hand = jax.random.truncated_normal(hand_key, -2, 2, (34,), jnp.float32)
-    path = _write(jnp.asarray(_skeletons().paths)[style], hand[:29])
+    path = _write(jnp.asarray(skeletons().paths)[style], hand[:29])
 
     # A line of ink a * exp(-d^2 / 2s^2) is half white, ink = ln 2, at d = s * sqrt(2 ln(a / ln 2)):
     # `radius` is half of its width in pixels, `sigma` the softness of its edge.
@@ -170,8 +76,8 @@ def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28
     path = path * ((20 - 2 * radius) / size)
     step = jnp.diff(path, axis=0)
     dots = path[1:] - step / 2
-    pressure = jnp.exp(0.2 * _matmul(_waves(3, _POINTS - 1), hand[31:]))
-    length = jnp.sqrt(jnp.sum(step**2, axis=1)) * jnp.asarray(_skeletons().pen_down)[style]
+    pressure = jnp.exp(0.2 * _matmul(_waves(3, POINTS - 1), hand[31:]))
+    length = jnp.sqrt(jnp.sum(step**2, axis=1)) * jnp.asarray(skeletons().pen_down)[style]
 
     # MNIST was centred by whole pixels, so its centres of mass are up to half a pixel off 14.
     centre = jax.random.uniform(place_key, (2,), jnp.float32, 13.5, 14.5)
@@ -210,8 +116,16 @@ def draw_digits(
     return jax.lax.map(draw, (indices, digits), batch_size=_CHUNK)
 
 
-@jax.jit
-def _draw_all(key: PRNGKeyArray) -> tuple[UInt8[Array, "70000 28 28"], Int32[Array, "70000"]]:
+# XLA's own defaults, so that no flag for the compiler changes how the pixels are rounded.
+_COMPILER_OPTIONS: Any = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_enable_fast_math": False,
+}
+
+
+@functools.partial(jax.jit, compiler_options=_COMPILER_OPTIONS)
+def _draw(key: PRNGKeyArray) -> tuple[UInt8[Array, "70000 28 28"], Int32[Array, "70000"]]:
     """Train images, then test images, and the labels: each digit 1,000 times in every 10,000."""
     draw_key, label_key = jax.random.split(key)
     digits = jnp.arange(10_000, dtype=jnp.int32) % 10
@@ -221,16 +135,51 @@ def _draw_all(key: PRNGKeyArray) -> tuple[UInt8[Array, "70000 28 28"], Int32[Arr
 
 
 def load_synthetic(seed: int = 0) -> tuple[Dataset, Dataset]:
-    """The drawn digits of `seed`: 60,000 images to train with and 10,000 others to test with.
+    """Load the drawn digits of `seed`: 60,000 images to train with and 10,000 others to test with.
 
     Each digit is there equally often, in random order. Drawing them takes a few seconds, so they
-    are kept in the cache, and drawn again where it does not hold exactly what it should.
+    are kept in the cache, and drawn again where it does not hold exactly what it should. They
+    depend on the seed alone, whatever JAX's flags say.
+
+    >>> from jaxmnist.datasets import load_synthetic
+    >>> train, test = load_synthetic(seed=0)
+    >>> train.images.shape, train.images.dtype, test.labels[:5].tolist()
+    ((60000, 28, 28), dtype('uint8'), [4, 5, 1, 8, 6])
+
+    Args:
+        seed: 0 to 2**32 - 1.
+
+    Returns:
+        (train, test): images uint8 [n, 28, 28], white (255) on black (0), and labels int32 [n].
+
+    Raises:
+        ValueError: the seed is out of range.
     """
-    name = f"synthetic-v1-{seed}"
-    arrays = cache.load(name)
-    if arrays is None or {k: (a.shape, a.dtype) for k, a in arrays.items()} != _CACHED:
-        images, labels = _draw_all(jax.random.key(seed, impl="threefry2x32"))
-        arrays = {"images": np.array(images), "labels": np.array(labels)}
-        cache.store(name, arrays)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed of drawn digits must be from 0 to {2**32 - 1}, not {seed}")
+    name, made_from = f"synthetic-v{_VERSION}-{seed}", f"drawn digits {_VERSION}, seed {seed}"
+    arrays = cache.load(name, _SPECS, made_from)
+    if arrays is None:
+        arrays = _draw_all(seed)
+        cache.store(name, arrays, made_from)
     images, labels = arrays["images"], arrays["labels"]
     return Dataset(images[:60_000], labels[:60_000]), Dataset(images[60_000:], labels[60_000:])
+
+
+def _draw_all(seed: int) -> dict[str, np.ndarray]:
+    """Draw the 70,000 images of `seed` with JAX's flags at their defaults, on the CPU."""
+    with contextlib.ExitStack() as flags:
+        for flag in (
+            jax.threefry_partitionable(True),
+            jax.enable_x64(False),
+            jax.disable_jit(False),
+            jax.transfer_guard("allow"),
+            jax.debug_nans(False),
+        ):
+            flags.enter_context(flag)
+        with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave out the CPU
+            flags.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        # Not jax.random.key, which adds JAX_RANDOM_SEED_OFFSET to the seed.
+        key = jax.random.wrap_key_data(jnp.array([0, seed], jnp.uint32), impl="threefry2x32")
+        images, labels = _draw(key)
+        return {"images": np.array(images), "labels": np.array(labels)}
