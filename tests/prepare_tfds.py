@@ -1,4 +1,4 @@
-"""Let tensorflow-datasets prepare MNIST from the official files: the oracle of test_tfds_source.py.
+"""Let tensorflow-datasets prepare MNIST from the official files: the oracle of test_tfds.py.
 
 Run by an interpreter that has tensorflow-cpu, tensorflow-datasets and importlib_resources:
 `python prepare_tfds.py FILES DATA_DIR FILE_FORMAT SHARDS`

@@ -1,8 +1,10 @@
 """TFDS's prepared copies: found, read back in MNIST's own order, and refused when damaged."""
 
+import contextlib
 import gzip
 import io
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -11,22 +13,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.core.hashing import Hasher
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxmnist.datasets.tfds import FILES, find_prepared, read_prepared, stored_order
+from jaxmnist.datasets import tfds
+from jaxmnist.datasets.download import FILES
+from jaxmnist.datasets.tfds import find_prepared, read_prepared, stored_order
 from jaxmnist.errors import DataError
 
 
-def tfrecord_of(image: np.ndarray, label: int) -> bytes:
-    """One example as TFDS writes it, but for the CRCs, which are not read."""
+def example_of(image: np.ndarray, label: int) -> bytes:
+    """One example as TFDS makes it."""
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
     example = tf_example_pb2.Example()
     example.features.feature["image"].bytes_list.value.append(png.getvalue())
     example.features.feature["label"].int64_list.value.append(label)
-    record = example.SerializeToString()
+    return example.SerializeToString()
+
+
+def tfrecord_of(image: np.ndarray, label: int) -> bytes:
+    """One example as TFDS writes it, but for the CRCs, which are not read."""
+    record = example_of(image, label)
     return struct.pack("<QI", len(record), 0) + record + bytes(4)
 
 
@@ -93,7 +103,7 @@ def test_too_few_images_are_refused(tmp_path):
 
 def test_images_of_another_size_are_refused(tmp_path):
     directory = small_copy(tmp_path, size=(28, 29))
-    with pytest.raises(DataError, match=r"00000-of-00002: damaged .*uint8\[28, 29\]"):
+    with pytest.raises(DataError, match=r"00000-of-00002: damaged .*not a PNG of 28x28 grey"):
         read_prepared(directory)
 
 
@@ -112,6 +122,80 @@ def test_a_truncated_shard_is_named(tmp_path, length):
     with pytest.raises(DataError, match=f"{shard.name}: damaged") as caught:
         read_prepared(directory)
     assert "\n" not in str(caught.value)
+
+
+def shard_of(tmp_path: Path, file_format: str) -> Path:
+    directory = tmp_path / "mnist" / "3.0.1"
+    directory.mkdir(parents=True)
+    return directory / f"mnist-train.{file_format}-00000-of-00001"
+
+
+def write_array_record(path: Path, records: list[bytes], options: str = "group_size:1") -> None:
+    writer = ArrayRecordWriter(str(path), options)
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def test_a_named_directory_is_found_from_each_level(tmp_path):
+    directory = small_copy(tmp_path)
+    for place in (directory, directory.parent, tmp_path):
+        assert find_prepared(place) == directory
+    for shard in directory.iterdir():
+        shard.unlink()
+    assert find_prepared(directory) is None
+
+
+@pytest.mark.parametrize("options", ["group_size:1", "group_size:300", "group_size:7,uncompressed"])
+def test_the_size_of_an_array_record_is_read_from_its_chunks(tmp_path, options):
+    """Also where a chunk crosses the headers that Riegeli puts at each 64 KiB."""
+    path, rng = tmp_path / "it", np.random.default_rng(0)
+    records = [rng.bytes(int(size)) for size in rng.integers(1, 3000, 300)] + [bytes(200_000)]
+    write_array_record(path, records, options)
+    size = sum(map(len, records))
+    assert size < tfds._decoded_size(path) < 1.2 * size
+    content = path.read_bytes()
+    path.write_bytes(content[:50_000])
+    with pytest.raises((ValueError, struct.error)):
+        tfds._decoded_size(path)
+    path.write_bytes(content[:72] + b"\xff" * 8 + content[80:])  # a chunk longer than any file
+    with pytest.raises(ValueError, match="ends within a chunk"):
+        tfds._decoded_size(path)
+
+
+BLACK = np.zeros((28, 28), np.uint8)
+BOMBS = {
+    "a large image": ("tfrecord", lambda: [tfrecord_of(np.zeros((1500, 1500), np.uint8), 1)]),
+    "an image in colour": ("tfrecord", lambda: [tfrecord_of(np.zeros((28, 28, 3), np.uint8), 1)]),
+    "a longer record": ("tfrecord", lambda: [tfrecord_of(np.zeros((9000, 9000), np.uint8), 1)]),
+    "a record that claims 2**63": ("tfrecord", lambda: [struct.pack("<QI", 2**63, 0) + bytes(99)]),
+    "too many images": ("tfrecord", lambda: [tfrecord_of(BLACK, 1)] * 60_001),
+    "one that decompresses": ("array_record", lambda: [bytes(300_000_000)]),
+    "many that decompress": ("array_record", lambda: [bytes(10_000_000)] * 30),
+    "too many records": ("array_record", lambda: [example_of(BLACK, 1)] * 60_001),
+}
+
+
+def peak_memory() -> int:
+    """In kB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_memory_follows_the_size_of_the_file(tmp_path, bomb):
+    file_format, records = BOMBS[bomb]
+    shard = shard_of(tmp_path, file_format)
+    if file_format == "tfrecord":
+        shard.write_bytes(b"".join(records()))
+    else:
+        write_array_record(shard, records(), "group_size:1" if len(records()) < 99 else "")
+    with contextlib.suppress(OSError):  # forget the peak that making the file took
+        Path("/proc/self/clear_refs").write_text("5")
+    before = peak_memory()
+    with pytest.raises(DataError, match=f"{shard.name}: damaged") as caught:
+        read_prepared(shard.parent)
+    assert "\n" not in str(caught.value)
+    assert peak_memory() - before < 100_000
 
 
 @pytest.fixture(scope="module")
