@@ -31,6 +31,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """The example of load_mnist needs MNIST, like the tests that ask for `mnist_dir`."""
+    for item in items:
+        if item.name == "jaxmnist.datasets.mnist.load_mnist":
+            needs = not os.environ.get("JAXMNIST_DATA_DIR")
+            item.add_marker(pytest.mark.skipif(needs, reason="JAXMNIST_DATA_DIR names no MNIST"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory):
     """The tests share one cache, which is not the user's."""

@@ -4,8 +4,7 @@ import os
 from typing import Literal, NamedTuple
 
 from jaxmnist.data import Dataset
-from jaxmnist.datasets.mnist import find_mnist
-from jaxmnist.datasets.synthetic import load_synthetic
+from jaxmnist.datasets import mnist, synthetic
 from jaxmnist.errors import DataNotFoundError, UsageError
 
 
@@ -49,21 +48,22 @@ def load_data(
     Raises:
         DataNotFoundError: MNIST is nowhere, and nothing else may be taken.
         DataError: MNIST was found, but it is damaged, incomplete or cannot be read.
-        UsageError: a data directory for drawn digits.
+        UsageError: a data directory is given for drawn digits, or its name is empty.
+        ValueError: another dataset, or the seed is out of range.
     """
     if dataset not in ("auto", "mnist", "synthetic"):
         raise ValueError(f'dataset must be "auto", "mnist" or "synthetic", not {dataset!r}')
-    if dataset == "synthetic" and data_dir:
+    if dataset == "synthetic" and data_dir is not None:
         raise UsageError("a data directory is for MNIST: the synthetic digits read no files")
     missing = None
     if dataset != "synthetic":
         try:
-            found = find_mnist(data_dir, progress=progress)
+            found = mnist.find_mnist(data_dir, progress=progress)
             return Data(found.train, found.test, f"MNIST from {found.source}", found.note)
         except DataNotFoundError as error:
-            if dataset == "mnist" or data_dir or os.environ.get("JAXMNIST_DATA_DIR"):
+            if dataset == "mnist" or mnist.named_dir(data_dir):
                 raise
             missing = str(error)
-    train, test = load_synthetic(seed)
+    train, test = synthetic.load_synthetic(seed)
     source = f"drawn digits, seed {seed}: not MNIST"
     return Data(train, test, source, drawn=True, missing=missing)
