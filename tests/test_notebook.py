@@ -5,10 +5,12 @@ import builtins
 import re
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, uninstall
 
 NOTEBOOK = ROOT / "scripts" / "notebook.py"
 COMPARED = [5, 6, 8, 10, 12, 15, 16, 17, 23, 25, 27, 27, 28, 29, 29, 29, 29, 29, 30]
@@ -21,9 +23,10 @@ def table(stdout: str) -> list[list[str]]:
 
 
 def cells() -> list[tuple[str, str]]:
-    """Title and source of each cell, as editors and Jupytext split the file."""
-    parts = re.split(r"^# %% ?(.*)\n", NOTEBOOK.read_text(), flags=re.MULTILINE)
-    return list(zip(parts[1::2], parts[2::2], strict=True))
+    """Kind ("[markdown]" or "") and source of each cell, as editors and Jupytext split the file."""
+    first, *parts = re.split(r"^# %% ?(.*)\n", NOTEBOOK.read_text(), flags=re.MULTILINE)
+    assert first == ""
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 @pytest.fixture
@@ -93,21 +96,42 @@ def test_another_seed_prints_other_numbers(tampered, mnist_dir):
     assert same - {"30"} == {"5", "6", "8", "12"}  # the shapes
 
 
-def test_it_runs_cell_by_cell_as_in_jupyter(mnist_dir, monkeypatch, capsys):
+@pytest.mark.parametrize("figures", [False, True])
+def test_it_runs_cell_by_cell_as_in_jupyter(mnist_dir, monkeypatch, figures):
+    """Without matplotlib too; with it, a picture of a batch and of the losses is shown."""
+    if figures:
+        pytest.importorskip("matplotlib")
+    else:
+        uninstall(monkeypatch, "matplotlib")
+    shown = []
+    ipython = types.SimpleNamespace(Image=lambda content: content, display=shown.append)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
     monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+    monkeypatch.syspath_prepend(NOTEBOOK.parent)
+    monkeypatch.chdir(NOTEBOOK.parent)
+    monkeypatch.setenv("JAXMNIST_DATA_DIR", str(mnist_dir))
+    precision = jax.config.jax_default_matmul_precision
     namespace = {"__name__": "__main__"}
-    for title, source in cells():
-        exec(compile(source, title, "exec"), namespace)
-    assert [row.cell for row in namespace["rows"]] == COMPARED
-    assert "OFF" not in {row.verdict for row in namespace["rows"]}
+    try:
+        for kind, source in cells():
+            exec(compile(source, kind or "cell", "exec"), namespace)
+    finally:
+        jax.config.update("jax_default_matmul_precision", precision)
+    rows = table(namespace["table"]())
+    assert [int(row[0]) for row in rows] == COMPARED
+    assert "OFF" not in {row[-1] for row in rows}
+    assert [content[:4] for content in shown] == [b"\x89PNG"] * (2 if figures else 0)
 
 
 def test_the_cells_are_the_notebooks_in_its_order():
     numbers = []
-    for title, source in cells():
-        if title == "[markdown]":
+    for kind, source in cells():
+        assert kind in ("", "[markdown]")  # a title beside the mark is not shown in Jupyter
+        if kind == "[markdown]":
             assert all(line.startswith("#") for line in source.splitlines() if line)
-        if match := re.match(r"Cells? (\d+)(?: (?:and|to) (\d+))?: ", title):
+        for match in re.finditer(
+            r"^# ### Cells? (\d+)(?: (?:and|to) (\d+))?: ", source, re.MULTILINE
+        ):
             first, last = int(match[1]), int(match[2] or match[1])
             numbers += range(first, last + 1)
     assert numbers == list(range(1, 31))

@@ -1,0 +1,120 @@
+"""What scripts/notebook.py compares with, prints and shows, apart from the notebook itself."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import dataclasses
+import io
+import re
+import runpy
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import _cli as cli
+from _options import DataDirOptions, Flag
+from _tables import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options."""
+
+    markdown: Flag = False
+    """Print only the closing table."""
+    data: DataDirOptions = DataDirOptions()
+
+
+class Row(NamedTuple):
+    """A line of the closing table."""
+
+    cell: int
+    what: str
+    notebook: str
+    jaxmnist: str
+    difference: str
+    verdict: str
+
+
+rows: list[Row] = []  # of the run that `start` began
+
+
+def start(cells: Mapping[str, Any], data_dir: Path | None = None) -> Path | None:
+    """Begin the notebook whose globals these are; the directory with MNIST's files, if named.
+
+    `python scripts/notebook.py` comes here first: the command line is parsed, the whole file is run
+    once more as cells, and the process ends.
+    """
+    if cells["__name__"] == "__main__" and not _in_jupyter():
+
+        def main(options: Options) -> None:
+            with contextlib.redirect_stdout(io.StringIO() if options.markdown else sys.stdout):
+                runpy.run_path(cells["__file__"], {"DATA_DIR": options.data.data_dir}, "cells")
+            if options.markdown:
+                print(table())
+            if off := [f"cell {row.cell} ({row.what})" for row in rows if row.verdict == "OFF"]:
+                from jaxmnist import JaxmnistError
+
+                raise JaxmnistError(f"not what the notebook printed: {', '.join(off)}")
+
+        description = "The PyTorch notebook in JAX, cell by cell, with the numbers of both."
+        cli.run(main, Options, description, result_on_stdout=True)
+    rows.clear()
+    return cells.get("DATA_DIR", data_dir)
+
+
+def show(cell: int, notebook: str, ours: object) -> None:
+    """Print what the notebook's cell printed, and what ours does."""
+    for name, output in (("notebook", notebook), ("jaxmnist", as_text(ours))):
+        print(f"{f'[{cell}]':>4} {name}  " + output.strip().replace("\n", "\n" + " " * 15))
+
+
+def compare(cell: int, what: str, notebook: str, ours: object, within: float = 0.0) -> None:
+    """Show both, and note for the table whether they print the same numbers."""
+    show(cell, notebook, ours)
+    texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in (notebook, as_text(ours))]
+    gaps = [abs(float(a) - float(b)) for a, b in zip(*texts, strict=False)]
+    agree = len(texts[0]) == len(texts[1]) == len(gaps) > 0 and max(gaps) <= within
+    verdict = (f"within {within:g}" if within else "same") if agree else "OFF"
+    brief = [", ".join(text) if len(text) <= 4 else f"{len(text)} numbers" for text in texts]
+    difference = f"{max(gaps):.1e}" if any(gaps) else "0"
+    rows.append(Row(cell, what, brief[0], brief[1], difference, verdict))
+
+
+def as_text(value: Any) -> str:
+    """An array as PyTorch prints a tensor, four decimals and its corners; the rest as it is."""
+    if not hasattr(value, "dtype"):
+        return str(value)
+    import numpy as np
+
+    style: Any = {"precision": 4, "floatmode": "fixed", "suppress_small": True, "threshold": 1000}
+    return f"Array({np.array2string(np.asarray(value), **style, separator=', ', prefix='Array(')})"
+
+
+def table() -> str:
+    """The comparisons as a Markdown table."""
+    return markdown([Row._fields, *(list(map(str, row)) for row in rows)], left=len(Row._fields))
+
+
+def show_figure(make_figure: Callable[[], Figure]) -> None:
+    """In Jupyter, where matplotlib is installed: make the figure and show it."""
+    if not _in_jupyter():
+        return
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError:
+        return
+    from IPython.display import Image, display
+
+    content = io.BytesIO()
+    make_figure().savefig(content, format="png", dpi=100)
+    display(Image(content.getvalue()))
+
+
+def _in_jupyter() -> bool:
+    return hasattr(builtins, "__IPYTHON__")
