@@ -1,27 +1,34 @@
-"""Files that appear whole or not at all, whatever happens to the process that writes them."""
+"""Files that appear whole or not at all, and files that no link leads away from."""
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from jaxmnist.errors import UsageError
 
+# What a file system says that cannot flush: network shares, FUSE, some containers.
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
+_MAY_NOT_FLUSH = {errno.EACCES, errno.EPERM, errno.EISDIR}  # a directory that cannot be opened
+
 
 @contextlib.contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """A new file to write to, which takes the place of `path` when the block ends.
 
     It is written beside its place and moved there in one step, so that no reader and no process
     starting at the same moment ever sees half of it. An error in the block, or the OSError that
     writing can raise, leaves `path` as it was; a process killed in the block leaves one of the
-    `leftovers` behind.
+    `stale_files` behind.
 
     Args:
         path: where the file is to be, in a directory that exists.
-        durable: wait until it is on the disk, so that it also outlives a power cut.
+        durable: wait until it is on the disk, so that it also outlives a power cut; as far as the
+            file system can do that.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -29,23 +36,63 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             yield file
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                _flush(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     if durable and os.name != "nt":  # Windows has no way to do this, and no need
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _flush_directory(path.parent)
 
 
-def leftovers(directory: Path) -> list[Path]:
-    """The files in `directory` that `replacing` is writing, or was when its process was killed."""
+def stale_files(directory: Path) -> list[Path]:
+    """The temporary files of `atomic_write`, of a process that is writing or was killed."""
     return list(directory.glob(f"*.{'[0-9a-f]' * 8}.tmp"))
+
+
+def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
+    """Open a file of our own: one that is a link, a pipe or a device is an OSError.
+
+    Whoever prepared the directory could otherwise have us overwrite another file, or wait forever.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        # Without O_NONBLOCK opening a pipe would wait for its other end.
+        extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        number = os.open(name, flags | extra, 0o666)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, "is no regular file", name)
+        return number
+
+    try:
+        return open(path, mode, opener=opener)  # type: ignore[return-value]
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):  # Linux and macOS; FreeBSD
+            raise OSError(error.errno, "is a link, and is not followed", str(path)) from None
+        raise
+
+
+def _flush(number: int) -> None:
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
+def _flush_directory(directory: Path) -> None:
+    try:
+        number = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _CANNOT_FLUSH | _MAY_NOT_FLUSH:
+            return  # the file itself is whole, and in its place
+        raise
+    try:
+        _flush(number)
+    finally:
+        os.close(number)
 
 
 def check_output(option: str, path: Path, mark: bytes) -> None:
@@ -70,3 +117,6 @@ def check_output(option: str, path: Path, mark: bytes) -> None:
             if mark in head or mark in file.read():
                 return
     raise UsageError(f"{option} {path}: is there already, made by something else; name a new file")
+
+
+replacing, leftovers = atomic_write, stale_files  # their old names, until nobody uses them

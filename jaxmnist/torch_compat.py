@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
 from jaxmnist.errors import DataError
-from jaxmnist.files import replacing
+from jaxmnist.files import atomic_write
 
 Params = dict[str, dict[str, dict[str, Float32[np.ndarray, "..."]]]]
 """A Flax tree, `{"params": {"linear_0": {"weight": [out, in], "bias": [out]}, ...}}`."""
@@ -232,7 +232,7 @@ def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> Non
         else:
             content = safetensors.numpy.save(state_dict)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -16,10 +16,10 @@ exit code 2.
 
 Groups: DataDirOptions (data_dir), DataOptions (+ dataset), SeededDataOptions (+ seed),
 TrainingOptions (epochs, batch_size, validation), ModelOptions (hidden, loss), OptimizerOptions
-(optimizer, momentum, weight_decay), DeviceOptions (device, compile_cache), ProcessOptions
-(distributed, coordinator, processes, process_id, timeout). For a script's own fields: FilePath (a
-path or None), Weights (the positional WEIGHTS), Flag (True where it is given); and for its checks:
-`wrong`, `at_least`, `check_seed`, `check_path`. `load` loads the data that DataOptions name.
+(optimizer, momentum, weight_decay), DeviceOptions (device, compile_cache). For a script's own
+fields: FilePath (a path or None), Weights (the positional WEIGHTS), Flag (True where it is given);
+and for its checks: `wrong`, `at_least`, `check_seed`, `check_path`. `load` loads the data that
+DataOptions name.
 """
 
 from __future__ import annotations
@@ -40,11 +40,9 @@ if TYPE_CHECKING:  # it imports JAX, and --help must not
 FilePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
-OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 Weights = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
 
-MAX_SEED = 2**32 - 1
 WARNING = (
     "WARNING: this is NOT MNIST but digits drawn by a program: "
     "MNIST is neither on this machine nor can it be downloaded now."
@@ -68,7 +66,7 @@ def at_least(low: float, **options: float) -> None:
 def check_seed(**options: int) -> None:
     """Each option is the seed of a JAX key: 32 bits."""
     for name, value in options.items():
-        if not 0 <= value <= MAX_SEED:
+        if not 0 <= value < 2**32:
             wrong(f"--{name.replace('_', '-')} must be at least 0 and below 2**32, not {value}")
 
 
@@ -201,44 +199,3 @@ class DeviceOptions:
     """Kind of device; auto is the best that JAX finds."""
     compile_cache: bool = True
     """Keep compiled programs in the user's cache directory, so that the next start is faster."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessOptions:
-    """Several processes, one job."""
-
-    distributed: Flag = False
-    """This is one of several processes that train on all their devices together."""
-    coordinator: Annotated[
-        str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")
-    ] = None
-    """Address of process 0. Slurm, Open MPI and TPU pods tell it."""
-    processes: OptionalInt = None
-    """How many processes there are, where the cluster does not tell it."""
-    process_id: OptionalInt = None
-    """The number of this one, from 0, where the cluster does not tell it."""
-    timeout: int = 30
-    """Seconds after which a process that does not answer is given up."""
-
-    def __post_init__(self) -> None:
-        """Refuse an address or a number that cannot be right before anything is started."""
-        if not 10 <= self.timeout <= 86_400:
-            wrong(f"--timeout must be at least 10 and at most 86400 seconds, not {self.timeout}")
-        explicit = (self.coordinator, self.processes, self.process_id)
-        if explicit == (None, None, None):
-            return
-        if not self.distributed:
-            wrong("--coordinator, --processes and --process-id need --distributed")
-        if self.coordinator is None or self.processes is None or self.process_id is None:
-            wrong("--coordinator, --processes and --process-id are needed together")
-        if not 0 <= self.process_id < self.processes <= 2**20:
-            wrong(
-                f"--process-id {self.process_id} must be from 0 to --processes less 1, of which "
-                f"there are {self.processes}"
-            )
-        address = re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})", self.coordinator)
-        if not address or not 1 <= int(address[2]) <= 65535:
-            wrong(
-                f"--coordinator {self.coordinator}: must be HOST:PORT, for instance 10.0.0.1:1234, "
-                "with a port from 1 to 65535"
-            )

@@ -127,13 +127,13 @@ def save_plot(
 ) -> None:
     """Write the figure; the file appears whole or not at all."""
     from jaxmnist.digit_plots import probability_figure
-    from jaxmnist.files import replacing
+    from jaxmnist.files import atomic_write
 
     names = [printable(path.name) for path in paths]
     figure = probability_figure(images, probabilities, names)
     kind = plot.suffix[1:].lower()
     metadata = {"Software" if kind == "png" else "Creator": CREATOR}
-    with warnings.catch_warnings(), replacing(plot) as file:
+    with warnings.catch_warnings(), atomic_write(plot) as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in any script
         figure.savefig(file, format=kind, dpi=150, transparent=True, metadata=metadata)
 

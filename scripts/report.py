@@ -66,12 +66,12 @@ def main(options: Options) -> None:
     import jinja2  # noqa: F401  (both are needed, and missed now rather than after the work)
     import matplotlib.figure  # noqa: F401
 
-    from jaxmnist.files import check_output, replacing
+    from jaxmnist.files import atomic_write, check_output
     from jaxmnist.predict import evaluate_model
-    from jaxmnist.runs.finished import read
+    from jaxmnist.runs.finished import read_run
 
     check_output("--out", options.out, GENERATOR.encode())
-    runs = {name: read(path) for name, path in names_of(options.runs).items()}
+    runs = {name: read_run(path) for name, path in names_of(options.runs).items()}
     tests: dict[str, Dataset] = {}
     for run in runs.values():
         if run.test_set not in tests:
@@ -81,7 +81,7 @@ def main(options: Options) -> None:
         for name, run in runs.items()
     }
     content = page(results).encode()
-    with replacing(options.out) as file:
+    with atomic_write(options.out) as file:
         file.write(content)
     for name, (run, evaluation, _) in results.items():
         print(f"{name}: test accuracy {evaluation.accuracy:.2%} on {run.test_set}")

@@ -99,7 +99,7 @@ def main(config: Config) -> None:
 
     from jaxmnist.datasets import cache
     from jaxmnist.errors import UsageError
-    from jaxmnist.files import replacing
+    from jaxmnist.files import atomic_write
     from jaxmnist.sweep import run_sweep, sweep_figure
 
     jax.config.update("jax_default_matmul_precision", "highest")  # as in scripts/train.py
@@ -134,7 +134,7 @@ def main(config: Config) -> None:
     if config.plot:
         labels = [f"learning rate {rate}" for rate in config.lr]
         figure = sweep_figure(scores, diverged, labels)
-        with replacing(config.plot) as file:
+        with atomic_write(config.plot) as file:
             figure.savefig(file, format=config.plot.suffix[1:], dpi=150)
     report(config, data.source, drawn, sweep, n, times)
 
@@ -213,9 +213,9 @@ def write_csv(
     path: Path, config: Config, scores: Mapping[str, np.ndarray], diverged: np.ndarray
 ) -> None:
     """A row for each model and epoch; `diverged` is 1 in all rows of a model that did."""
-    from jaxmnist.files import replacing
+    from jaxmnist.files import atomic_write
 
-    with replacing(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with atomic_write(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(["learning_rate", "seed", "epoch", *scores, "diverged"])
         for i, j, k in itertools.product(

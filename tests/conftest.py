@@ -122,7 +122,7 @@ def script(monkeypatch, capfd):
     def call(name: str, *options: object) -> tuple[int, str, str]:
         path = ROOT / "scripts" / name
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, options)])
-        monkeypatch.syspath_prepend(path.parent)
+        monkeypatch.setattr(sys, "path", sys.path[:])  # a script puts its directory first
         capfd.readouterr()
         precision = jax.config.jax_default_matmul_precision  # a script sets it for its process
         try:

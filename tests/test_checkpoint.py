@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -17,11 +18,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import MLP, Batch, TrainState, init_state
+from jaxmnist import MLP, Dataset, TrainState, init_state, make_objective
 from jaxmnist import make_train_step as make_step
 from jaxmnist.errors import CheckpointError
-from jaxmnist.files import replacing
+from jaxmnist.files import atomic_write, open_regular
 from jaxmnist.runs import checkpoint, checkpoint_file
+from jaxmnist.runs.lock import lock
 
 
 def small(step: int = 7, width: int = 3) -> TrainState:
@@ -37,9 +39,14 @@ def shapes_of(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), state)
 
 
-def assert_same(found: TrainState, expected: TrainState) -> None:
+def on_host(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.array(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def assert_same(found, expected) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    leaves = (map(np.asarray, jax.tree.leaves(tree)) for tree in (found, expected))
+    leaves = (map(on_host, jax.tree.leaves(tree)) for tree in (found, expected))
     for a, b in zip(*leaves, strict=True):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
@@ -68,8 +75,8 @@ OPTIMIZERS = {
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, toy, name):
     """Saved in the background while the next step already reuses the state's memory."""
     model, tx = MLP((5,)), OPTIMIZERS[name]
-    step = jax.jit(make_step(model.apply, tx), donate_argnums=0)
-    batch = Batch(toy.images[:64], toy.labels[:64])
+    step = jax.jit(make_step(make_objective(model.apply), tx), donate_argnums=0)
+    batch = Dataset(toy.images[:64], toy.labels[:64])
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax mixes int and float
     try:
         state = init_state(jax.random.key(0), model, tx)
@@ -78,7 +85,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, toy, name):
             for _ in range(4):
                 state, _ = step(state, batch)
             writer.save(state, config={}, arrays={"losses": np.arange(3.0)})
-            before = jax.tree.map(np.copy, state)
+            before = jax.tree.map(on_host, state)
             for _ in range(4):
                 state, _ = step(state, batch)
         assert writer.problem is None
@@ -90,7 +97,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, toy, name):
             resumed, _ = step(resumed, batch)
     finally:
         jax.config.update("jax_numpy_dtype_promotion", "strict")
-    assert_same(jax.tree.map(np.asarray, resumed), state)
+    assert_same(resumed, state)
 
 
 def test_everything_comes_back(tmp_path):
@@ -116,7 +123,9 @@ def test_what_no_checkpoint_can_hold_is_an_error_before_anything_is_written(tmp_
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path, small(), config={"out": tmp_path})
     with pytest.raises(TypeError):
-        checkpoint.save(tmp_path, small()._replace(params=jax.random.key(0)), config={})
+        checkpoint.save(tmp_path, small()._replace(params=np.array(["text"])), config={})
+    with pytest.raises(TypeError, match="no step of its own"):
+        checkpoint.save(tmp_path, {"w": np.ones(2)})
     for make in (checkpoint.Writer, lambda d, keep: checkpoint.save(d, small(), config={}, keep=0)):
         with pytest.raises(ValueError, match="keep must be at least 1, not 0"):
             make(tmp_path, keep=0)
@@ -372,14 +381,14 @@ def test_a_failed_block_leaves_the_old_file(tmp_path):
     path.write_bytes(b"old")
 
     def interrupted():
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(b"new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"old", [path])
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"new", [path])
@@ -390,24 +399,120 @@ def test_one_process_a_directory(tmp_path, monkeypatch):
     directory.mkdir()
     for name in ("checkpoint-00000003.safetensors.0a1b2c3d.tmp", "a.json.01234567.tmp", "mine.tmp"):
         (directory / name).write_text("half")
-    with checkpoint.lock(directory):
+    with lock(directory):
         assert sorted(os.listdir(directory)) == [".lock", ".lock.pid", "mine.tmp"]
-        with pytest.raises(CheckpointError) as info, checkpoint.lock(directory):
+        with pytest.raises(CheckpointError) as info, lock(directory):
             pass
         message = f"another process is training into {directory} (pid {os.getpid()}); wait for it"
         assert str(info.value).startswith(message)
-    with checkpoint.lock(directory):
+    with lock(directory):
         pass
     assert sorted(os.listdir(directory)) == [".lock", "mine.tmp"]
 
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, 524])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
+    """Field case F3: it goes without, and says so."""
+    import fcntl
+
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock(tmp_path) as note:
+        assert note is None or "let no other process train into it" in note
+        assert note is not None or code == errno.ENOSYS  # filelock has a substitute then
+    assert not (tmp_path / ".lock.pid").exists()
+
+
+def test_a_lock_that_may_not_be_written_is_an_error(tmp_path, monkeypatch):
     import filelock
 
     def refuse(self, *args, **kwargs):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    with pytest.raises(CheckpointError, match="cannot be locked: No locks"):
-        checkpoint.lock(directory).__enter__()
+    with pytest.raises(CheckpointError, match="cannot be locked: Read-only"):
+        lock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+@pytest.mark.parametrize("of", ["directory", "file"])
+def test_a_file_system_that_cannot_flush(tmp_path, monkeypatch, code, of):
+    """Field case F1: what is written is good, and old checkpoints are removed as ever."""
+    flush = os.fsync
+
+    def refuse(number):
+        if (of == "directory") == stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(number)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for step in range(1, 5):
+        checkpoint.save(tmp_path, small(step), keep=3)
+    assert names(tmp_path) == [f"checkpoint-{step:08}" for step in (2, 3, 4)]
+    assert checkpoint.restore(tmp_path, small())[0].state.step == 4
+
+
+def test_a_directory_that_may_not_be_opened_is_not_flushed(tmp_path, monkeypatch):
+    """A further member of F1: a drop box, which one may write into and not list."""
+    opened = os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with atomic_write(tmp_path / "x", durable=True) as file:
+        file.write(b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", [".lock", ".lock.pid"])
+def test_a_lock_leads_nowhere_else(tmp_path, name):
+    """Field case F31: a link in a prepared directory has no other file written to."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / name).symlink_to(victim)
+    with contextlib.suppress(CheckpointError), lock(directory):
+        assert victim.read_text() == "precious"
+    assert victim.read_text() == "precious"
+
+
+def test_open_regular_opens_files_only(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("link", "is a link"), ("pipe", "is no regular file"), ("none", "No such")):
+        with pytest.raises(OSError, match=words), open_regular(tmp_path / name):
+            pass
+    with pytest.raises(OSError, match="is no regular file"), open_regular(tmp_path / "pipe", "r+b"):
+        pass
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"x"
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_any_pytree_with_typed_keys(tmp_path, impl):
+    key = jax.random.key(3, impl=impl)
+    count = np.arange(3, dtype=np.int32)
+    state = {"keys": jax.random.split(key, 3), "key": key, "list": [np.float32(1), (count,)]}
+    path = checkpoint.save(tmp_path, state, step=11)
+    assert path.name == "checkpoint-00000011.safetensors"
+    like = jax.eval_shape(lambda: state)
+    for shapes in (state, like):
+        found = checkpoint.load(path, shapes).state
+        assert_same(found, state)
+        assert jax.random.key_impl(found["key"]) == impl
+        np.testing.assert_array_equal(
+            jax.random.bits(found["keys"][1], 9), jax.random.bits(state["keys"][1], 9)
+        )
+    other = jax.random.key(0, impl="rbg" if impl != "rbg" else "unsafe_rbg")
+    refused(path, like | {"key": other}, "another model", "['key']", "key<")
+    refused(path, like | {"key": np.zeros(2, np.uint32)}, "another model", "key<")
 
 
 KILLED = """
@@ -417,6 +522,7 @@ from pathlib import Path
 import numpy as np
 from jaxmnist import TrainState
 from jaxmnist.runs import checkpoint
+from jaxmnist.runs.lock import lock
 from jaxmnist.errors import CheckpointError
 
 directory = Path(sys.argv[1])
@@ -427,7 +533,7 @@ def state(step):
 
 
 def work(step, background):
-    with checkpoint.lock(directory), checkpoint.Writer(directory) as writer:
+    with lock(directory), checkpoint.Writer(directory) as writer:
         os.write(1, b"x")
         while True:
             step += 1
@@ -449,7 +555,7 @@ for n in range(200):
     os.read(reader, 1)
     time.sleep(rng.random() / 10)
     try:
-        checkpoint.lock(directory).__enter__()
+        lock(directory).__enter__()
     except CheckpointError as error:
         assert f"(pid {pid})" in str(error), error
     else:

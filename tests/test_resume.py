@@ -8,25 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from safetensors.numpy import load_file
-from test_train_script import refused
 
-TRAIN = ROOT / "scripts" / "train.py"
-# 60,000 drawn digits in 120 steps an epoch, with a momentum to be lost.
-QUICK = ("--dataset", "synthetic", "--batch-size", 500, "--momentum", 0.9)
-
-
-def ending(out):
-    """Weights, metrics and the whole state: all that must be equal, to the bit."""
-    newest = load_file(max(out.glob("checkpoint-*.safetensors")))
-    state = {name: array.tobytes() for name, array in newest.items()}
-    names = ("weights.safetensors", "metrics.jsonl", "steps.jsonl")
-    return *((out / name).read_bytes() for name in names), state
-
-
-def told(stdout):
-    return [line for line in stdout.splitlines() if line.startswith("Training loss: ")]
+from tests.helpers import QUICK, TRAIN, ending, epoch_lines, refused, train
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +17,8 @@ def whole(tmp_path_factory):
     """What three epochs end in that nobody disturbs, and what they print."""
     out = tmp_path_factory.mktemp("whole") / "out"
     options = ("--epochs", 3, "--checkpoint-unit", "steps", "--checkpoint-every", 50)
-    command = [sys.executable, TRAIN, *QUICK, *options, "--out", out]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    return ending(out), told(done.stdout)
+    stdout = train(*QUICK, *options, "--out", out)
+    return ending(out), epoch_lines(stdout)
 
 
 STEPS = ("--checkpoint-unit", "steps", "--checkpoint-every", 50)
@@ -58,7 +40,7 @@ def test_going_on_equals_never_having_stopped(script, tmp_path, whole):
     )
     assert (code, stderr) == (0, "")
     assert "after step 220" in stdout
-    assert (ending(out), told(stdout)) == whole
+    assert (ending(out), epoch_lines(stdout)) == whole
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -85,7 +67,7 @@ def test_a_signal_saves_and_says_how_to_go_on(script, tmp_path, whole, sigint, n
     if done <= 360:  # a slow machine stops it in time to compare
         result, stdout, _ = script("train.py", *options, "--epochs", 3)
         assert result == 0
-        assert (ending(out), told(stdout)) == whole
+        assert (ending(out), epoch_lines(stdout)) == whole
 
 
 def test_a_second_signal_ends_at_once(tmp_path, sigint):
@@ -132,9 +114,9 @@ def test_a_directory_of_something_else_is_refused(script, tmp_path):
 
 
 def test_two_processes_on_one_directory(script, tmp_path):
-    from jaxmnist.runs import checkpoint
+    from jaxmnist.runs.lock import lock
 
-    with checkpoint.lock(tmp_path / "out"):
+    with lock(tmp_path / "out"):
         result = script("train.py", *QUICK, "--out", tmp_path / "out")
     refused(result, 1, "another process is training", str(os.getpid()))
 
@@ -152,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(script, tmp_path, whole):
     (line,) = stderr.splitlines()
     assert line.startswith(f"Warning: skipped a checkpoint: {newest}: damaged")
     assert "after step 220" in stdout
-    assert (ending(out), told(stdout)) == whole
+    assert (ending(out), epoch_lines(stdout)) == whole
     for path in out.glob("checkpoint-*"):
         path.write_bytes(path.read_bytes()[:1000])
     refused(script("train.py", *options, "--epochs", 4), 1, str(out), "no good checkpoint")

@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 
 from jaxmnist.datasets.npz import Spec, read_npz
-from jaxmnist.files import replacing
+from jaxmnist.files import atomic_write
 
 # Nothing can be made below it, not even by root.
 _NOWHERE = Path(os.devnull, "no-home-directory")
@@ -63,7 +63,7 @@ def store(name: str, arrays: Mapping[str, np.ndarray], made_from: str) -> str | 
     path = cache_dir() / f"{name}.npz"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             np.savez(file, allow_pickle=False, made_from=_label(made_from), **arrays)
     except OSError as error:
         if path.parent == _NOWHERE:

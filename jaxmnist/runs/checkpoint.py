@@ -1,14 +1,15 @@
-"""A training run's state on the disk: whole or not at all, verified before it is used.
+"""A training state on the disk: whole or not at all, verified before it is used.
 
-A checkpoint is one safetensors file of about the state's size, named after its step. One file is
-moved into its place in one step and verified by one checksum, which covers every byte of it.
+A checkpoint is one safetensors file of about the state's size, named after its step. We keep a
+file of our own since a checksum over every byte, one atomic move, and a reader that executes
+nothing and takes no more memory than the file warrants are what Orbax and pickles do not give.
 """
 
 import contextlib
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +18,8 @@ import jax
 import numpy as np
 
 from jaxmnist.errors import CheckpointError
-from jaxmnist.files import leftovers, replacing
+from jaxmnist.files import atomic_write
 from jaxmnist.runs.checkpoint_file import describe, encode, named_leaves, read
-from jaxmnist.training import TrainState
 
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 
@@ -27,41 +27,50 @@ _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 class Checkpoint(NamedTuple):
     """What a checkpoint holds. Its arrays are NumPy's; `jax.device_put` takes them to a device."""
 
-    state: TrainState
+    state: Any
     config: dict[str, Any]  # as JSON gives it back: with lists for tuples
     arrays: dict[str, np.ndarray]
 
 
 def save(
     directory: str | os.PathLike[str],
-    state: TrainState,
+    state: Any,
     *,
-    config: Mapping[str, Any],
+    step: int | None = None,
+    config: Mapping[str, Any] | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
     keep: int = 3,
 ) -> Path:
     """Write `checkpoint-<step>.safetensors`, wait until it is on the disk, and remove older ones.
 
+    >>> import jax.numpy as jnp, tempfile
+    >>> directory = tempfile.mkdtemp()
+    >>> path = save(directory, {"w": jnp.ones(3)}, step=7)
+    >>> path.name, load(path, {"w": jnp.zeros(3)}).state
+    ('checkpoint-00000007.safetensors', {'w': array([1., 1., 1.], dtype=float32)})
+
     Args:
         directory: made if need be. Only one process may save into it; `lock` sees to that.
-        state: the whole state, with any optax optimizer's. PRNG keys are to be made from the seed
-            and the step instead; a typed key in it is a TypeError.
-        config: what the run was started with, in words of JSON.
+        state: any pytree of numeric arrays and typed PRNG keys, for instance a TrainState.
+        step: its number, by default `state.step`.
+        config: what the run was started with: what JSON can hold.
         arrays: more to keep, for instance the losses of the epoch so far.
         keep: how many of the checkpoints up to this step stay. Those of later steps all do: they
             are not this run's past, and `restore` may have refused them.
 
     Raises:
         CheckpointError: it could not be written. The checkpoints that were there still are.
+        TypeError: a leaf is no array of numbers, or the config is not JSON.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}")
-    directory, step, content = Path(directory), int(state.step), _encode(state, config, arrays)
-    _make(directory)
+    directory, step = Path(directory), _step(state, step)
+    content = _encode(state, config, arrays)
+    make_directory(directory)
     return _write(directory, step, content, keep)
 
 
-def load(path: str | os.PathLike[str], like: TrainState) -> Checkpoint:
+def load(path: str | os.PathLike[str], like: Any) -> Checkpoint:
     """The checkpoint in this file, once it is verified to be whole and of this model.
 
     Args:
@@ -85,15 +94,13 @@ def load(path: str | os.PathLike[str], like: TrainState) -> Checkpoint:
         if here != there:
             raise CheckpointError(
                 f"{path}: of another model or optimizer: {name!r} is {there} there, {here} here; "
-                "use the options that it was made with, or start anew in another directory"
+                "use the options that it was made with, or another directory"
             )
     state = jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in expected])
     return Checkpoint(state, config, arrays)
 
 
-def restore(
-    directory: str | os.PathLike[str], like: TrainState
-) -> tuple[Checkpoint | None, list[str]]:
+def restore(directory: str | os.PathLike[str], like: Any) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of the directory that `load` accepts, and a line for each newer one.
 
     (None, []) where there is no checkpoint, nor perhaps the directory.
@@ -103,7 +110,7 @@ def restore(
     """
     directory = Path(directory)
     refused: list[str] = []
-    for _, path in reversed(_list(directory)):
+    for _, path in reversed(list_checkpoints(directory)):
         try:
             return load(path, like), refused
         except CheckpointError as error:
@@ -127,15 +134,16 @@ class Writer:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.problem: str | None = None
         self._directory, self._keep = Path(directory), keep
-        _make(self._directory)
+        make_directory(self._directory)
         self._waiting: deque[tuple[int, bytes]] = deque(maxlen=1)  # a newer one replaces it
         self._thread = ThreadPoolExecutor(max_workers=1)
 
     def save(
         self,
-        state: TrainState,
+        state: Any,
         *,
-        config: Mapping[str, Any],
+        step: int | None = None,
+        config: Mapping[str, Any] | None = None,
         arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """As the function `save`, but only copying the state is waited for: it may be donated then.
@@ -143,7 +151,7 @@ class Writer:
         While one checkpoint is being written one more can wait, the newest; so a slow disk makes
         checkpoints fewer and not training slower.
         """
-        self._waiting.append((int(state.step), _encode(state, config, arrays)))
+        self._waiting.append((_step(state, step), _encode(state, config, arrays)))
         self._thread.submit(self._write)
 
     def wait(self) -> None:
@@ -154,7 +162,7 @@ class Writer:
         try:
             step, content = self._waiting.pop()
         except IndexError:
-            return  # it was the newest already when the call before came to it
+            return  # the call before has already written the newest
         try:
             _write(self._directory, step, content, self._keep)
             self.problem = None
@@ -170,54 +178,16 @@ class Writer:
         self._thread.shutdown()
 
 
-@contextlib.contextmanager
-def lock(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Within it no other process has this directory's lock; the directory is made if need be.
-
-    The operating system takes the lock from a process that is killed. What killed ones have left
-    half-written is removed.
-
-    Raises:
-        CheckpointError: another process has it, or the directory cannot be written to.
-    """
-    import filelock
-
-    directory = Path(directory)
-    _make(directory)
-    owner = directory / ".lock.pid"  # not in the lock itself, which filelock empties
-    held = filelock.FileLock(directory / ".lock", timeout=0)
-    try:
-        held.acquire()
-    except filelock.Timeout as error:
-        pid = owner.read_text() if os.access(owner, os.R_OK) else "unknown"
-        raise CheckpointError(
-            f"another process is training into {directory} (pid {pid}); "
-            "wait for it, or name another directory"
-        ) from error
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{directory}: cannot be locked: {reason}") from error
-    try:
-        with contextlib.suppress(OSError):
-            for path in leftovers(directory):
-                path.unlink()
-            owner.write_text(str(os.getpid()))
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            owner.unlink()
-        held.release()
-
-
-def _make(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """Make it if need be; a CheckpointError where that fails."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be made: {error.strerror}") from error
 
 
-def _list(directory: Path) -> list[tuple[int, Path]]:
-    """The checkpoints, the oldest first, with their steps."""
+def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
+    """The step and the path of each checkpoint in the directory, the oldest first."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
@@ -228,22 +198,28 @@ def _list(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), directory / match[0]) for match in matches)
 
 
+def _step(state: Any, step: int | None) -> int:
+    if step is None and not hasattr(state, "step"):
+        raise TypeError("this state has no step of its own: give one, save(..., step=...)")
+    return int(state.step if step is None else step)
+
+
 def _write(directory: Path, step: int, content: bytes, keep: int) -> Path:
     path = directory / f"checkpoint-{step:08}.safetensors"
     try:
-        with replacing(path, durable=True) as file:
+        with atomic_write(path, durable=True) as file:
             file.write(content)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     with contextlib.suppress(OSError, CheckpointError):  # one too many does no harm
-        past = [path for found, path in _list(directory) if found <= step]
+        past = [path for found, path in list_checkpoints(directory) if found <= step]
         for old in past[:-keep]:
             old.unlink()
     return path
 
 
 def _encode(
-    state: TrainState, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None
+    state: Any, config: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray] | None
 ) -> bytes:
     more = {f"arrays.{name}": array for name, array in (arrays or {}).items()}
-    return encode(named_leaves(state) | more, config)
+    return encode(named_leaves(state) | more, config or {})

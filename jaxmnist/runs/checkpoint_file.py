@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmnist.errors import CheckpointError
@@ -33,17 +34,24 @@ _DTYPES = {
 
 
 def encode(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
-    """The file's content. The tensors are arrays on the host or on a device, of any numeric dtype.
+    """The file's content.
 
-    Raises a TypeError where the config is not made of words of JSON.
+    Args:
+        tensors: arrays on the host or on a device, of any numeric dtype, and typed PRNG keys, which
+            are stored as their key data and the name of their algorithm.
+        config: what JSON can hold.
+
+    Raises:
+        TypeError: a tensor is none, or the config is not JSON.
     """
     import safetensors.numpy
 
+    keys = {name: str(jax.random.key_impl(x)) for name, x in tensors.items() if _is_key(x)}
+    fields = {"sha256": _NO_DIGEST.decode(), "format": FORMAT, "config": dict(config)}
     # One entry of metadata, because safetensors stores several in random order.
-    metadata = json.dumps({"sha256": _NO_DIGEST.decode(), "format": FORMAT, "config": dict(config)})
-    content = safetensors.numpy.save(
-        {name: np.asarray(x, order="C") for name, x in tensors.items()}, {_METADATA: metadata}
-    )
+    metadata = json.dumps(fields | ({"keys": keys} if keys else {}))
+    arrays = {name: _to_numpy(name, x) for name, x in tensors.items()}
+    content = safetensors.numpy.save(arrays, {_METADATA: metadata})
     digest = hashlib.sha256(content).hexdigest().encode()
     return content.replace(_NO_DIGEST, digest, 1)
 
@@ -62,8 +70,19 @@ def describe(leaf: Any) -> str:
     return f"{dtype}{list(np.shape(leaf))}"
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The config and the tensors in a file of `encode`'s.
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def _to_numpy(name: str, leaf: Any) -> np.ndarray:
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, order="C")
+    if str(array.dtype) not in _DTYPES.values():
+        raise TypeError(f"{name}: {array.dtype} is no dtype that a checkpoint can hold")
+    return array
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the tensors in a file of `encode`'s: NumPy's, but for typed PRNG keys.
 
     Raises:
         CheckpointError: it is missing, damaged, foreign or of another format.
@@ -85,9 +104,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         metadata = json.loads(json.loads(header)["__metadata__"][_METADATA])
         found, config = metadata["format"], metadata["config"]
         if found == FORMAT:
-            if not isinstance(config, dict):
+            keys = metadata.get("keys", {})
+            if not (isinstance(config, dict) and isinstance(keys, dict)):
                 raise TypeError("the config is no mapping")
-            return config, {name: _array(**x) for name, x in safetensors.deserialize(content)}
+            tensors = {name: _array(**x) for name, x in safetensors.deserialize(content)}
+            for name, key_impl in keys.items():
+                tensors[name] = jax.random.wrap_key_data(jnp.asarray(tensors[name]), impl=key_impl)
+            return config, tensors
     except Exception as error:  # made with a right checksum, but not by `save`
         raise CheckpointError(f"{path}: no checkpoint; {_ADVICE}") from error
     raise CheckpointError(

@@ -1,21 +1,24 @@
-"""A run that is done: its directory read back, its model looked at, its pictures drawn."""
+"""A run that is done: its directory read back, its model evaluated, its pictures drawn."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from jaxmnist.errors import UsageError
+import numpy as np
+
+from jaxmnist import digit_plots, plots
+from jaxmnist.data import Dataset
+from jaxmnist.errors import DataError, JaxmnistError, UsageError
+from jaxmnist.files import atomic_write, open_regular
+from jaxmnist.predict import evaluate_model
 from jaxmnist.runs.logs import StepLog
+from jaxmnist.torch_compat import layer_sizes, load_weights
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from jaxmnist import Dataset
-
-_SCORES = ("train_loss", "test_loss", "test_accuracy")
+_MEASURED = ("train_loss", "test_loss", "test_accuracy")
 _MOST = 2**27  # steps that are read back: half a gigabyte of losses
 
 
@@ -24,7 +27,7 @@ class Run(NamedTuple):
 
     directory: Path
     config: dict[str, Any]
-    records: list[dict[str, float | int]]  # what was measured after each epoch
+    records: list[dict[str, float]]  # what was measured after each epoch
     losses: np.ndarray  # float32 [epochs, steps], NaN where not known; [epochs, 0] if none is
     params: Any
 
@@ -39,15 +42,12 @@ class Run(NamedTuple):
         return f"drawn digits, seed {self.config['seed']}" if self.drawn else "MNIST"
 
 
-def read(directory: Path) -> Run:
+def read_run(directory: Path) -> Run:
     """The run in this directory.
 
     Raises a UsageError where it is no run's, and a JaxmnistError where the run is not done or one
     of its files is damaged.
     """
-    from jaxmnist import DataError, JaxmnistError
-    from jaxmnist.torch_compat import layer_sizes, load_weights
-
     if not (directory / "config.json").is_file():
         what = "it has no config.json" if directory.is_dir() else "there is no such directory"
         raise UsageError(f"{directory}: no run of scripts/train.py --out: {what}")
@@ -67,45 +67,75 @@ def read(directory: Path) -> Run:
     return Run(directory, config, records, _read_losses(directory, records), params)
 
 
+def draw_run(directory: Path, test: Dataset) -> list[str]:
+    """Draw the pictures of the run into its directory; their names."""
+    run = read_run(directory)
+    result = evaluate_model(run.params, test)
+    images, labels = np.asarray(test.images), np.asarray(test.labels)
+    worst = digit_plots.confident_mistakes(result.probabilities, labels)
+    figures = {
+        "loss.png": plots.loss_curve(run.losses, run.records),
+        "confusion.png": plots.confusion_matrix(result.confusion),
+        "mistakes.png": digit_plots.mistake_grid(
+            images[worst], result.probabilities[worst], labels[worst]
+        ),
+        "weights.png": digit_plots.weight_grid(run.params["params"]["linear_0"]["weight"]),
+    }
+    for name, figure in figures.items():
+        with atomic_write(directory / name) as file:
+            figure.savefig(file, format="png", dpi=150)
+    return list(figures)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
-    from jaxmnist import DataError
-
     kinds = {"dataset": str, "drawn_digits": bool, "seed": int, "epochs": int}
-    try:
-        config = json.loads(path.read_bytes())
+
+    def is_good(config: Any) -> bool:
         good = all(type(config[name]) is kind for name, kind in kinds.items())
-        if good and 0 <= config["seed"] < 2**32 and config["epochs"] > 0:
-            return config
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-    raise DataError(f"{path}: damaged, or of another version of scripts/train.py")
+        return good and 0 <= config["seed"] < 2**32 and config["epochs"] > 0
+
+    with open_regular(path) as file:
+        config = _parse(file.read(), is_good)
+    if config is None:
+        raise DataError(f"{path}: damaged, or of another version of scripts/train.py")
+    return config
 
 
-def _read_records(path: Path) -> list[dict[str, float | int]]:
-    from jaxmnist import DataError
-
-    records: list[dict[str, float | int]] = []
+def _read_records(path: Path) -> list[dict[str, float]]:
+    records: list[dict[str, float]] = []
     lines = path.read_bytes().splitlines() if path.exists() else []
+
+    def is_good(record: Any) -> bool:
+        steps = (records or [record])[0]["step"]
+        return (
+            record["epoch"] == epoch
+            and all(math.isfinite(record[name]) for name in _MEASURED)
+            and type(steps) is int
+            and steps > 0
+            and record["step"] == epoch * steps
+            and 0 <= record["test_accuracy"] <= 1
+        )
+
     for epoch, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            good = record["epoch"] == epoch and all(math.isfinite(record[x]) for x in _SCORES)
-            steps = (records or [record])[0]["step"]
-            good = good and type(steps) is int and steps > 0 and record["step"] == epoch * steps
-            good = good and 0 <= record["test_accuracy"] <= 1
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            good = False
-        if not good:
+        record = _parse(line, is_good)
+        if record is None:
             raise DataError(
-                f"{path}: line {epoch} is damaged; with --resume scripts/train.py writes it anew"
+                f"{path}: line {epoch} is damaged; scripts/train.py --resume writes it again"
             )
         records.append(record)
     return records
 
 
-def _read_losses(directory: Path, records: list[dict[str, float | int]]) -> np.ndarray:
-    import numpy as np
+def _parse(text: bytes, is_good: Callable[[Any], bool]) -> Any:
+    """What is in the JSON if `is_good` finds it to be what we write; None if not."""
+    try:
+        found = json.loads(text)
+        return found if is_good(found) else None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
 
+
+def _read_losses(directory: Path, records: list[dict[str, float]]) -> np.ndarray:
     epochs, steps = len(records), int(records[-1]["step"])
     log = StepLog(directory / "steps.jsonl")
     if steps > _MOST or next(log.read(), None) is None:
@@ -115,29 +145,3 @@ def _read_losses(directory: Path, records: list[dict[str, float | int]]) -> np.n
         if step <= steps:
             losses[step - 1] = loss
     return losses.reshape(epochs, -1)
-
-
-def draw(directory: Path, test: Dataset) -> list[str]:
-    """Draw the pictures of the run into its directory; their names."""
-    import numpy as np
-
-    from jaxmnist import digit_plots, plots
-    from jaxmnist.files import replacing
-    from jaxmnist.predict import evaluate_model
-
-    run = read(directory)
-    seen = evaluate_model(run.params, test)
-    images, labels = np.asarray(test.images), np.asarray(test.labels)
-    worst = digit_plots.confident_mistakes(seen.probabilities, labels)
-    figures = {
-        "loss.png": plots.loss_curve(run.losses, run.records),
-        "confusion.png": plots.confusion_matrix(seen.confusion),
-        "mistakes.png": digit_plots.mistake_grid(
-            images[worst], seen.probabilities[worst], labels[worst]
-        ),
-        "weights.png": digit_plots.weight_grid(run.params["params"]["linear_0"]["weight"]),
-    }
-    for name, figure in figures.items():
-        with replacing(directory / name) as file:
-            figure.savefig(file, format="png", dpi=150)
-    return list(figures)

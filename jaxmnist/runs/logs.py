@@ -1,7 +1,8 @@
 """What a run logs while it trains: the loss of each step as JSON lines, and TensorBoard's events.
 
-Neither needs the other's file or anything of what wrote it before. An OSError of either leaves it
-as it can go on from.
+Neither needs the other's file, and after an OSError each can be written on. We use TensorBoard's
+record writer and not its SummaryWriter, since that queues in a thread, which hides a full disk and
+leaves points that are missing, or there twice, when a run was killed and goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from jaxmnist.errors import DataError
+from jaxmnist.files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +37,7 @@ class StepLog:
     def cut(self, done: int) -> int:
         """Leave the lines of the steps up to `done`; how many of these are missing."""
         self._end = found = last = 0
-        with contextlib.suppress(FileNotFoundError), self._path.open("r+b") as file:
+        with contextlib.suppress(FileNotFoundError), open_regular(self._path, "r+b") as file:
             for step, _, size in _entries(file):
                 if not last < step <= done:
                     break
@@ -56,7 +60,7 @@ class StepLog:
         """Write what is left to be written."""
         if not self._waiting:
             return
-        with self._path.open("ab") as file:
+        with open_regular(self._path, "ab") as file:
             start = min(self._end, file.tell())
             file.truncate(start)  # a full disk may have let a part of a line through
             file.write(self._waiting)
@@ -67,12 +71,10 @@ class StepLog:
 
         Raises a DataError that names the first damaged line.
         """
-        from jaxmnist import DataError
-
         if not self._path.exists():
             return
         last = lines = size = 0
-        with self._path.open("rb") as file:
+        with open_regular(self._path) as file:
             for step, loss, length in _entries(file):
                 if step <= last:
                     break
@@ -92,7 +94,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[int, float, int]]:
 
 
 class EventLog:
-    """TensorBoard's event file, made anew from the other logs when a run begins or goes on.
+    """TensorBoard's event file, rebuilt from the other logs when a run begins or goes on.
 
     So however the run was stopped before, no point is missing and none is there twice.
     """
@@ -106,7 +108,7 @@ class EventLog:
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer: Any = None
-        self._broken = False  # incomplete, so that nothing is added until it is made anew
+        self._broken = False  # incomplete, so that nothing is added until it is rebuilt
 
     def rebuild(
         self, steps: Iterator[tuple[int, float]], records: Sequence[Mapping[str, float]]
@@ -114,6 +116,8 @@ class EventLog:
         """A new file with everything so far, which takes the place of any that is there."""
         self.close()
         with self._breaking():
+            if self._directory.is_symlink():  # what it leads to is not ours to write to
+                raise OSError(f"{self._directory} is a link, and is not followed")
             self._directory.mkdir(exist_ok=True)
             old = list(self._directory.glob("events.out.tfevents.*"))
             self._path = self._directory / f"events.out.tfevents.{time.time_ns()}"

@@ -1,39 +1,101 @@
-"""Several processes that train together, by JAX's own distributed runtime."""
+"""The processes of a job, which train together by JAX's own distributed runtime."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-from jaxmnist.errors import UsageError
+from jaxmnist.errors import JaxmnistError, Stopped, UsageError
+
+
+class OneProcess:
+    """A job of this process alone."""
+
+    first = True
+
+    def broadcast(self, tree: Any) -> Any:
+        """The first process's arrays, in every process."""
+        return tree
+
+    def maximum(self, number: int) -> int:
+        """The largest of the processes' numbers, in every process."""
+        return number
+
+    def agree(self, options: dict[str, Any]) -> None:
+        """Raise a UsageError in every process where their options differ."""
+
+
+class ProcessGroup(OneProcess):
+    """A job of several processes, of which the first writes and prints."""
+
+    def __init__(self, first: bool) -> None:
+        self.first = first
+
+    def broadcast(self, tree: Any) -> Any:
+        """The first process's arrays, in every process."""
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.broadcast_one_to_all(tree)
+
+    def maximum(self, number: int) -> int:
+        """The largest of the processes' numbers, in every process."""
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+    def agree(self, options: dict[str, Any]) -> None:
+        """Raise a UsageError that names the first option of which they have different values."""
+        import hashlib
+
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        names = sorted(options)
+        hashes = [hashlib.sha256(repr((name, options[name])).encode()).digest() for name in names]
+        table = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(names), -1)
+        # A name more in one process would change the shape, so that is compared before.
+        every = multihost_utils.process_allgather(np.int32(len(names)))
+        if len(set(every.tolist())) > 1:
+            raise UsageError("--distributed: the processes run different versions of jaxmnist")
+        tables = multihost_utils.process_allgather(table)
+        for name, rows in zip(names, np.moveaxis(tables, 1, 0), strict=True):
+            if (rows != rows[0]).any():
+                raise UsageError(
+                    f"--distributed: the processes have different values of {name}, this one "
+                    f"{options[name]}; start all with the same options"
+                )
 
 
 @contextlib.contextmanager
-def together(config: Any) -> Iterator[bool]:
-    """Within it this process trains with the others, if there are any. Is it the first of them?
+def join(
+    coordinator: str | None, processes: int | None, process_id: int | None, timeout: int
+) -> Iterator[ProcessGroup]:
+    """Within it this process trains with the others.
 
-    Only the first one prints to stdout and writes files; errors are told by each. A process that
-    fails leaves at once, and the others fail with it, instead of waiting for one another.
+    A process that fails leaves at once, and the others fail with it, instead of waiting for one
+    another.
+
+    Args:
+        coordinator: HOST:PORT of process 0; None where a cluster tells it, and so for the next two.
+        processes: how many there are.
+        process_id: which one this is, from 0.
+        timeout: seconds after which a process that does not answer is given up.
     """
-    if not config.distributed:
-        yield True
-        return
     import jax
 
-    from jaxmnist import JaxmnistError
-
     try:
-        _join(config)
-        yield _is_first()
+        _initialize(coordinator, processes, process_id, timeout)
+        yield ProcessGroup(_is_first())
     except BaseException as error:
         # Registered last it runs first, before JAX's own, which waits for all to end well.
-        codes = {KeyboardInterrupt: 130, UsageError: 2}
-        atexit.register(os._exit, codes.get(type(error), 1))
+        atexit.register(os._exit, _exit_code(error))
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise JaxmnistError(
                 f"another process has failed or cannot be reached: {error}"
@@ -41,23 +103,43 @@ def together(config: Any) -> Iterator[bool]:
         raise
 
 
-def _join(config: Any) -> None:
+def check_address(coordinator: str, processes: int, process_id: int) -> None:
+    """Raise a UsageError where these cannot be right, before anything waits for them."""
+    if not 0 <= process_id < processes <= 2**20:
+        raise UsageError(
+            f"--process-id {process_id} must be at least 0 and below --processes {processes}"
+        )
+    address = re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})", coordinator)
+    if not address or not 1 <= int(address[2]) <= 65535:
+        raise UsageError(
+            f"--coordinator {coordinator} must be HOST:PORT, for instance 10.0.0.1:1234, with a "
+            "port from 1 to 65535"
+        )
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, Stopped):
+        return error.code
+    return {KeyboardInterrupt: 130, UsageError: 2}.get(type(error), 1)
+
+
+def _initialize(
+    coordinator: str | None, processes: int | None, process_id: int | None, timeout: int
+) -> None:
     import jax
 
-    from jaxmnist import JaxmnistError
-
     # At its own time limit JAX aborts the process with a page of text; ours comes before.
-    timer = threading.Timer(config.timeout, _give_up, (config.timeout,))
+    timer = threading.Timer(timeout, _give_up, (timeout,))
     timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(
-            config.coordinator,
-            config.processes,
-            config.process_id,
-            initialization_timeout=config.timeout + 60,
-            heartbeat_timeout_seconds=config.timeout,
-            shutdown_timeout_seconds=config.timeout,
+            coordinator,
+            processes,
+            process_id,
+            initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=timeout,
+            shutdown_timeout_seconds=timeout,
         )
     except ValueError as error:
         raise JaxmnistError(
@@ -89,22 +171,3 @@ def _is_first() -> bool:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)  # not only Python's: Gloo tells there that it is connected
     return first
-
-
-def from_first(config: Any, tree: Any) -> Any:
-    """The first process's arrays, in every process."""
-    if not config.distributed:
-        return tree
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.broadcast_one_to_all(tree)
-
-
-def any_process(config: Any, flag: int) -> int:
-    """The largest flag that a process has."""
-    if not config.distributed:
-        return flag
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    return int(np.max(multihost_utils.process_allgather(np.int32(flag))))

@@ -1,228 +1,235 @@
-"""What the scripts train with: the data, the devices, the optimizer, the compiled programs."""
+"""The programs of a run, compiled for a device or a mesh, and whether they fit in its memory."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from jaxmnist.errors import UsageError
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
-    import jax
-    import optax
-    from jax.sharding import Mesh
-
-    from jaxmnist import Dataset, TrainState
-    from jaxmnist.datasets.mnist import Mnist
-
-WARNING = (
-    "WARNING: this is NOT MNIST but digits drawn by a program: "
-    "MNIST is neither on this machine nor can it be downloaded now."
-)
+from jaxmnist import parallel
+from jaxmnist.data import Dataset
+from jaxmnist.errors import JaxmnistError, NonFiniteLossError, UsageError
+from jaxmnist.evaluation import Evaluation, evaluate
+from jaxmnist.runs import memory
+from jaxmnist.runs.randomness import Orders
+from jaxmnist.training import TrainState, TrainStep, make_train_epoch
+from jaxmnist.types import Examples, Metrics, Model, Optimizer
 
 
-class Run(NamedTuple):
-    """What a run consists of. Its epochs are trained in pieces: `state, metrics = piece(state)`."""
+class Chunk(NamedTuple):
+    """Some of an epoch's steps, and the program that takes them."""
 
-    state: TrainState
-    piece: Callable[[int, slice], Callable[[TrainState], Any]]  # of an epoch: these of its images
-    evaluate: Callable[[Any], Any]  # params -> metrics
-    place: Callable[[Any], Any]  # arrays -> the same arrays where the run needs them
+    steps: range  # counted from 0 in the epoch
+    run: Callable[[Any], tuple[Any, Metrics]]  # state -> state and metrics, a row a step
 
 
-def build(
-    config: Any, data: Mnist, device: jax.Device, mesh: Mesh | None, sizes: Collection[int]
-) -> Run:
-    """Make the first state, and compile the programs for one device or for a mesh.
+class Programs:
+    """Compiles in threads from the start, since XLA compiles on one core and there are others.
 
-    `sizes` are the numbers of images that will be trained on in one piece.
+    Args:
+        train_step: one step; the last batch is padded, see `make_train_epoch`.
+        evaluation: what `evaluate` measures.
+        shapes: the state, with shapes and dtypes for arrays.
+        train_set: what the orders index.
+        test_sets: what is evaluated on, by name.
+        batch_size: examples in a step, on all devices together.
+        sizes: the lengths of the orders, or of the parts of orders, that are trained on.
+        device: where to train, if there is no mesh.
+        mesh: the devices that share each batch.
     """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
 
-    from jaxmnist import (
-        MLP,
-        TrainState,
-        cross_entropy,
-        evaluate,
-        make_train_epoch,
-        make_train_step,
-        nll_loss,
-        parallel,
-    )
-
-    model = MLP(config.hidden, log_probs=config.loss == "nll")
-    loss_fn = nll_loss if config.loss == "nll" else cross_entropy
-    tx = make_optimizer(config)
-    train_step = make_train_step(model.apply, tx, loss_fn)
-
-    def place(tree: Any) -> Any:
-        return jax.device_put(tree, device) if mesh is None else parallel.replicate(tree, mesh)
-
-    test = place(data.test)
-    if mesh is None:
-        train = place(data.train)
-        train_epoch: Callable[..., Any] = make_train_epoch(train_step, config.batch_size)
-    else:
-        train_epoch = parallel.make_shared_epoch(train_step, mesh)
-
-    def inputs_of(order: Any) -> tuple[Any, ...]:
+    def __init__(
+        self,
+        train_step: TrainStep,
+        evaluation: Evaluation,
+        shapes: Any,
+        train_set: Examples,
+        test_sets: Mapping[str, Examples],
+        *,
+        batch_size: int,
+        sizes: Collection[int],
+        device: jax.Device,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self._device, self._mesh, self._batch_size = device, mesh, batch_size
+        self._train_set, self._test_sets = train_set, self.place(dict(test_sets))
         if mesh is None:
-            return train, order
-        return (parallel.share_epoch(data.train, order, config.batch_size, mesh),)
+            self._train_set = self.place(train_set)
+            train_epoch: Callable[..., Any] = make_train_epoch(train_step, batch_size)
+        else:
+            train_epoch = parallel.make_sharded_epoch(train_step, mesh)
+        # Nobody else holds the state, so the next one may take its memory.
+        epoch_program = jax.jit(train_epoch, donate_argnums=0)
+        run_test = jax.jit(lambda params, test_set: evaluate(evaluation, params, test_set))
+        sharding = jax.tree.leaves(self._test_sets)[0].sharding
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        )
 
-    def run_test(params: Any, test: Dataset) -> Any:
-        return evaluate(model.apply, params, test, loss_fn)
+        def compile_epoch(size: int) -> Any:
+            order = np.arange(size, dtype=np.int32)
+            return epoch_program.lower(shapes, *self._inputs(order)).compile()
 
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=test.labels.sharding),
-        first_shapes(config),
-    )
-    # Nobody else holds the state, so the next one may take its memory.
-    epoch_program = jax.jit(train_epoch, donate_argnums=0)
+        def compile_test(test_set: Examples) -> Any:
+            return run_test.lower(shapes.params, test_set).compile()
 
-    def compile_for(size: int) -> Any:
-        order = np.arange(size, dtype=np.int32)
-        return epoch_program.lower(shapes, *inputs_of(order)).compile()
+        pool = ThreadPoolExecutor()
+        self._training = {size: pool.submit(compile_epoch, size) for size in sizes}
+        self._testing = {
+            name: pool.submit(compile_test, test_set) for name, test_set in self._test_sets.items()
+        }
+        pool.shutdown(wait=False)
 
-    n = len(data.train.labels)
-    with ThreadPoolExecutor() as pool:  # XLA compiles on one core; there are others
-        compiling = {size: pool.submit(compile_for, size) for size in sizes}
-        testing = pool.submit(lambda: jax.jit(run_test).lower(shapes.params, test).compile())
-        params, orders = draw(config, model, shapes.params, n)
-        state = place(TrainState(jnp.zeros((), jnp.int32), params, tx.init(params)))
-        programs = {size: program.result() for size, program in compiling.items()}
-        test_program = testing.result()
+    def place(self, tree: Any) -> Any:
+        """The arrays where the programs need them."""
+        if self._mesh is None:
+            return jax.device_put(tree, self._device)
+        return parallel.replicate(tree, self._mesh)
 
-    def piece(epoch: int, part: slice) -> Callable[[TrainState], Any]:
-        order = orders(epoch)
-        whole = part == slice(0, n)  # stays on the device
-        inputs = inputs_of(order if whole else np.asarray(order)[part])
-        return lambda state: programs[part.stop - part.start](state, *inputs)
+    def wait(self) -> None:
+        """Wait until all is compiled; a JaxmnistError where a program will not fit in memory."""
+        for future in (*self._testing.values(), *self._training.values()):
+            analysis = future.result().memory_analysis()
+            memory.check(getattr(analysis, "temp_size_in_bytes", 0), self._device, "training")
 
-    return Run(state, piece, lambda params: test_program(params, test), place)
+    def epochs(self, orders: Orders, size: int, done: int) -> Iterator[tuple[int, list[Chunk]]]:
+        """The number of each epoch and its chunks of `size` steps, after step `done` of the run."""
+        for epoch, order in orders:
+            steps = -(-len(order) // self._batch_size)
+            ranges = chunks(steps, size, max(done - epoch * steps, 0))
+            yield epoch, [Chunk(steps, self._bind(order, steps)) for steps in ranges]
 
+    def _bind(self, order: Any, steps: range) -> Callable[[Any], tuple[Any, Metrics]]:
+        whole = len(steps) * self._batch_size >= len(order)  # stays on the device
+        first, last = steps.start * self._batch_size, steps.stop * self._batch_size
+        part = order if whole else np.asarray(order)[first:last]
+        program, inputs = self._training[len(part)].result(), self._inputs(part)
+        return lambda state: program(state, *inputs)
 
-def first_shapes(config: Any) -> Any:
-    """The first state with shapes and dtypes for arrays."""
-    import jax
+    def evaluate(self, params: Any) -> dict[str, dict[str, Any]]:
+        """The metrics on each test set, on the host."""
+        found = {
+            name: self._testing[name].result()(params, test_set)
+            for name, test_set in self._test_sets.items()
+        }
+        return jax.device_get(found)
 
-    from jaxmnist import MLP, init_state
-
-    model = MLP(config.hidden, log_probs=config.loss == "nll")
-    return jax.eval_shape(lambda: init_state(jax.random.key(0), model, make_optimizer(config)))
-
-
-def draw(config: Any, model: Any, shapes: Any, n: int) -> tuple[Any, Callable[[int], Any]]:
-    """What is random in a run: the initial parameters, and the order of epoch 0, 1, 2, ...
-
-    Both come from JAX's key for `--seed`, or from PyTorch's stream for `--torch-seed`; parameters
-    of `--init` take the place of drawn ones and must have the same `shapes`.
-    """
-    import jax
-    import numpy as np
-
-    from jaxmnist import DataError, epoch_order, torch_compat
-
-    if config.torch_seed is None:
-        seed = np.uint32(
-            config.seed
-        )  # the key is made inside the programs: by itself it takes 50 ms
-
-        def init(seed: Any) -> Any:
-            return model.init(jax.random.key(seed), np.zeros((1, 784), np.float32))
-
-        if not config.init:
-            # XLA's full optimisation of what runs for 1 ms takes it 0.6 s longer, for equal bits.
-            lowered = jax.jit(init).lower(seed)
-            params = lowered.compile(compiler_options={"xla_backend_optimization_level": "2"})(seed)
-
-        def order_of(seed: Any, epoch: Any) -> Any:
-            return epoch_order(jax.random.key(seed), epoch, n)
-
-        make_order = jax.jit(order_of).lower(seed, 0).compile()
-
-        @lru_cache(maxsize=1)  # the pieces of an epoch share it
-        def orders(epoch: int) -> Any:
-            return make_order(seed, epoch)
-
-    else:
-        generator = torch_compat.TorchGenerator(config.torch_seed)
-        # Drawn even where --init replaces them: the orders come after them in the stream.
-        params = torch_compat.init_params(generator, (784, *config.hidden, 10))
-
-        legacy, drawn = config.torch_order == "legacy", count()
-
-        @lru_cache(maxsize=1)
-        def orders(epoch: int) -> Any:  # a stream: one that is resumed passes what was drawn
-            while next(drawn) < epoch:
-                torch_compat.loader_order(generator, n, legacy=legacy)
-            return torch_compat.loader_order(generator, n, legacy=legacy)
-
-    if config.init:
-        params = torch_compat.load_weights(config.init)
-        found, expected = ([x.shape for x in jax.tree.leaves(tree)] for tree in (params, shapes))
-        if found != expected:
-            raise DataError(f"{config.init}: weights of other sizes than --hidden {config.hidden}")
-    return params, orders
+    def _inputs(self, order: Any) -> tuple[Any, ...]:
+        if self._mesh is None:
+            return self._train_set, order
+        return (parallel.shard_epoch(self._train_set, order, self._batch_size, self._mesh),)
 
 
-def make_optimizer(config: Any) -> optax.GradientTransformation:
-    """The optax optimizer that the options name."""
-    import optax
-
-    if config.optimizer == "sgd":
-        return optax.sgd(config.learning_rate, momentum=config.momentum or None)
-    return getattr(optax, config.optimizer)(config.learning_rate)
-
-
-def find_devices(config: Any) -> tuple[jax.Device, Mesh | None]:
-    """A device of the kind to train on; the mesh of all of them if there are to be several."""
-    import jax
-
-    from jaxmnist import JaxmnistError, parallel
-
-    if config.device == "cpu":  # does not wake an accelerator that is not wanted
+def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Device:
+    """The first device of this kind; "auto" is the best that JAX finds."""
+    if kind == "cpu":  # does not wake an accelerator that is not wanted
         jax.config.update("jax_platforms", "cpu")
     try:
-        device = jax.local_devices(backend=None if config.device == "auto" else config.device)[0]
-    except RuntimeError as error:
+        return jax.local_devices(backend=None if kind == "auto" else kind)[0]
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms:
+            raise JaxmnistError(
+                f"the environment variable JAX_PLATFORMS is {platforms}, and JAX finds no such "
+                "device here; unset it, or name what is there, for instance JAX_PLATFORMS=cpu"
+            ) from error
         raise JaxmnistError(
-            f"--device {config.device}: JAX finds no such device, only {jax.default_backend()}; "
+            f"--device {kind}: JAX finds no such device, only {jax.default_backend()}; "
             "the extras jaxmnist[cuda] and jaxmnist[tpu] install the support for others"
         ) from error
-    if config.devices == 1 and not config.distributed:
-        return device, None
-    every = config.distributed or config.devices == "all"
-    mesh = parallel.make_mesh(None if every else config.devices, device.platform)
-    if config.batch_size < mesh.size:
-        raise UsageError(f"--batch-size {config.batch_size} is below the {mesh.size} devices")
-    return device, mesh if mesh.size > 1 else None
 
 
-def load(config: Any) -> tuple[Mnist, bool]:
-    """The data, and whether it is drawn digits standing in for an MNIST that cannot be had."""
-    from jaxmnist import DataNotFoundError
-    from jaxmnist.datasets.mnist import Mnist, find_mnist
-    from jaxmnist.datasets.synthetic import load_synthetic
+def hold_out(train: Dataset, test: Dataset, validation: int) -> tuple[Dataset, dict[str, Dataset]]:
+    """What to train on, and what to test on by name, where the last training images validate."""
+    n = len(train.labels) - validation
+    if n < 1:
+        raise UsageError(f"--validation {validation} leaves none of {len(train.labels):,} images")
+    if validation == 0:
+        return train, {"test": test}
+    held_out = Dataset(train.images[n:], train.labels[n:])
+    return Dataset(train.images[:n], train.labels[:n]), {"validation": held_out, "test": test}
 
-    if config.dataset != "synthetic":
-        try:
-            found = find_mnist(config.data_dir, progress=sys.stderr.isatty())
-            return found._replace(source=f"MNIST from {found.source}"), False
-        except DataNotFoundError as error:
-            named = config.data_dir or os.environ.get("JAXMNIST_DATA_DIR")
-            if config.dataset == "mnist" or named:
-                raise
-            print(f"{WARNING}\n{error}", file=sys.stderr)
-    elif config.data_dir:
-        raise UsageError("--data-dir is MNIST's; --dataset synthetic reads no files")
-    train, test = load_synthetic(config.seed)
-    source = f"drawn digits, seed {config.seed}: not MNIST"
-    return Mnist(train, test, source), config.dataset == "auto"
+
+def count_steps(n: int, batch_size: int, epochs: int) -> int:
+    """The steps of an epoch; a UsageError where they cannot be counted or no batch is full."""
+    if batch_size > n:
+        raise UsageError(f"--batch-size {batch_size} is above the {n:,} training images")
+    steps = -(-n // batch_size)
+    if epochs * steps >= 2**31:  # the state counts them in 32 bits
+        raise UsageError(f"--epochs {epochs} of {steps} steps are 2**31 steps or more")
+    return steps
+
+
+def find_mesh(device: jax.Device, count: int | Literal["all"], batch_size: int) -> Mesh | None:
+    """The mesh of so many devices of this device's kind, or of all; None for a single one."""
+    if count == 1:
+        return None
+    mesh = parallel.make_mesh(None if count == "all" else count, device.platform)
+    if batch_size < mesh.size:
+        raise UsageError(f"--batch-size {batch_size} is below the {mesh.size} devices")
+    return mesh if mesh.size > 1 else None
+
+
+def state_shapes(model: Model, tx: Optimizer, device: jax.Device) -> TrainState:
+    """The first state, with shapes and dtypes for arrays; a JaxmnistError where it does not fit."""
+
+    def first_state() -> TrainState:
+        params = model.init(jax.random.key(0), np.zeros((1, 784), np.float32))
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+    shapes = jax.eval_shape(first_state)
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params))]
+    memory.check(sum(sizes), device, "the model, its optimizer's state and its gradients")
+    return shapes
+
+
+def chunks(steps: int, size: int, start: int = 0) -> list[range]:
+    """The steps of an epoch from `start` on, by `size`, of which the last chunk may be shorter.
+
+    >>> chunks(10, 4, start=3)
+    [range(3, 7), range(7, 10)]
+    """
+    return [range(first, min(first + size, steps)) for first in range(start, steps, size)]
+
+
+def chunk_sizes(n: int, batch_size: int, size: int, done: int, epochs: range) -> set[int]:
+    """The numbers of examples in the chunks of these epochs, the first gone on with at step `done`.
+
+    >>> sorted(chunk_sizes(n=100, batch_size=10, size=4, done=13, epochs=range(1, 3)))
+    [20, 30, 40]
+    """
+    steps = -(-n // batch_size)
+    return {
+        min(chunk.stop * batch_size, n) - chunk.start * batch_size
+        for epoch in epochs[:2]  # the later ones are as the second is
+        for chunk in chunks(steps, size, max(done - epoch * steps, 0))
+    }
+
+
+def check_finite_params(params: Any, step: int) -> None:
+    """Raise a NonFiniteLossError where training has left parameters that are not finite."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(params))):
+        raise NonFiniteLossError(
+            f"the weights after step {step} are not finite: training has diverged, try a lower "
+            "learning rate"
+        )
+
+
+def describe_devices(device: jax.Device, mesh: Mesh | None) -> str:
+    """The devices, for the closing summary of a run."""
+    one = f"{device.device_kind} ({device.platform})"
+    return one if mesh is None else f"{mesh.size} devices, each {one}"
+
+
+def describe_model(params: Any) -> str:
+    """The sizes of an MLP's layers, and how many parameters there are."""
+    layers = params["params"].values()
+    sizes = [next(iter(layers))["weight"].shape[1], *(len(x["weight"]) for x in layers)]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return f"{'-'.join(map(str, sizes))}, {count:,} parameters"

@@ -1,0 +1,151 @@
+"""The options of scripts/train.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+from _options import (
+    DataOptions,
+    DeviceOptions,
+    FilePath,
+    Flag,
+    ModelOptions,
+    OptimizerOptions,
+    OptionalInt,
+    TrainingOptions,
+    at_least,
+    check_path,
+    check_seed,
+    wrong,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(TrainingOptions):
+    """How long and from what to train."""
+
+    seed: int = 0
+    """Makes the initial weights, the shuffling and, if drawn, the digits."""
+    torch_seed: OptionalInt = None
+    """Draw initial weights and shuffling as PyTorch does after torch.manual_seed of this."""
+    torch_order: Literal["modern", "legacy"] = "modern"
+    """With --torch-seed: shuffle as PyTorch's DataLoader since 1.6, or as before (legacy)."""
+    init: FilePath = None
+    """Weights to start from: a .safetensors file, with PyTorch installed a .pt file, or a run."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work before anything is loaded."""
+        super().__post_init__()
+        check_seed(seed=self.seed)
+        check_path(init=self.init)
+        if self.torch_seed is None and self.torch_order == "legacy":
+            wrong("--torch-order is PyTorch's; it needs a --torch-seed")
+        if self.torch_seed is not None and not -(2**63) <= self.torch_seed < 2**64:
+            wrong(f"--torch-seed must be in [-2**63, 2**64), not {self.torch_seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RateOptions(OptimizerOptions):
+    """The optimizer, one of optax's."""
+
+    learning_rate: float = 0.003
+    """Step size of the optimizer."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no optimizer takes."""
+        super().__post_init__()
+        at_least(0, learning_rate=self.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicesOptions(DeviceOptions):
+    """Where it is computed."""
+
+    devices: Annotated[int | Literal["all"], tyro.conf.arg(metavar="N|all")] = 1
+    """How many devices share each batch."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine has."""
+        if self.devices != "all":
+            at_least(1, devices=self.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """Several processes, one job."""
+
+    distributed: Flag = False
+    """This is one of several processes that train on all their devices together."""
+    coordinator: Annotated[
+        str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")
+    ] = None
+    """Address of process 0. Slurm, Open MPI and TPU pods tell it."""
+    processes: OptionalInt = None
+    """How many processes there are, where the cluster does not tell it."""
+    process_id: OptionalInt = None
+    """The number of this one, from 0, where the cluster does not tell it."""
+    timeout: int = 30
+    """Seconds after which a process that does not answer is given up."""
+
+    def __post_init__(self) -> None:
+        """Refuse an address or a number that cannot be right before anything is started."""
+        if not 10 <= self.timeout <= 86_400:
+            wrong(f"--timeout must be at least 10 and at most 86400 seconds, not {self.timeout}")
+        explicit = (self.coordinator, self.processes, self.process_id)
+        if explicit == (None, None, None):
+            return
+        if not self.distributed:
+            wrong("--coordinator, --processes and --process-id need --distributed")
+        if self.coordinator is None or self.processes is None or self.process_id is None:
+            wrong("--coordinator, --processes and --process-id are needed together")
+        from jaxmnist.runs.processes import check_address
+
+        check_address(self.coordinator, self.processes, self.process_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputOptions:
+    """What is kept of a run."""
+
+    out: FilePath = None
+    """Directory for the run: config, metrics, checkpoints and, at the end, weights."""
+    resume: Flag = False
+    """Go on from the newest checkpoint in --out, if there is one."""
+    checkpoint_every: int = 1
+    """Distance between checkpoints."""
+    checkpoint_unit: Literal["epochs", "steps"] = "epochs"
+    """What --checkpoint-every counts; if it is steps, each epoch ends with a checkpoint too."""
+    keep: int = 3
+    """How many checkpoints are kept, the newest."""
+    plots: Flag = False
+    """Draw pictures of the finished run into --out: losses, confusion, mistakes, weights."""
+    tensorboard: Flag = False
+    """Write losses and accuracies for TensorBoard too, into --out's directory tensorboard."""
+
+    def __post_init__(self) -> None:
+        """Refuse what needs a directory without one."""
+        at_least(1, checkpoint_every=self.checkpoint_every, keep=self.keep)
+        check_path(out=self.out)
+        if self.out is None and (self.resume, self.checkpoint_every, self.keep) != (False, 1, 3):
+            wrong("--resume, --checkpoint-every and --keep need an --out")
+        if self.out is None and (self.plots or self.tensorboard):
+            wrong("--plots and --tensorboard need an --out")
+
+    def chunk(self, steps: int) -> int:
+        """How many of an epoch's steps are taken between two checkpoints."""
+        return self.checkpoint_every if self.checkpoint_unit == "steps" else steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """All of them. The defaults are the notebook's run."""
+
+    training: RunOptions = RunOptions()
+    model: ModelOptions = ModelOptions()
+    optimizer: RateOptions = RateOptions()
+    data: DataOptions = DataOptions()
+    where: DevicesOptions = DevicesOptions()
+    processes: ProcessOptions = ProcessOptions()
+    output: OutputOptions = OutputOptions()
