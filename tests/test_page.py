@@ -258,6 +258,41 @@ def test_a_finger_on_a_phone(visit):
     assert strokes(page) == 0
 
 
+def test_the_pen_of_the_keys_is_not_there_for_a_mouse(visit):
+    page = visit()
+    pen = page.locator("#pen")
+    drag(page, SEVEN)
+    for key in ("Escape", "Control+z", "Escape"):
+        page.keyboard.press(key)
+        assert not pen.is_visible()
+        drag(page, FOUR, release=False)
+        assert not pen.is_visible()
+        page.mouse.up()
+    page.keyboard.press("ArrowUp")
+    assert pen.is_visible()
+    drag(page, SEVEN)
+    assert not pen.is_visible()
+
+
+@pytest.mark.parametrize("size", [(568, 232), (667, 331), (740, 360), (844, 340), (932, 430)])
+def test_all_of_it_fits_on_a_phone_on_its_side(visit, size):
+    width, height = size
+    options = {"has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    page = visit(viewport={"width": width, "height": height}, **options)
+    drag(page, SEVEN)
+    scroll = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert page.evaluate(scroll) == [width, height]
+    for place in page.locator("h1, #pad, button, #seen, #phrase, #chances li").all():
+        box = place.bounding_box()
+        assert box["x"] >= 0
+        assert box["y"] >= 0
+        assert box["x"] + box["width"] <= width
+        assert box["y"] + box["height"] <= height
+    assert page.locator("#pad").bounding_box()["height"] >= 200
+    for button in page.locator("button").all():
+        assert button.bounding_box()["height"] >= 44
+
+
 @pytest.mark.parametrize("size", [(320, 568), (360, 740), (740, 360), (1280, 800)])
 def test_nothing_moves_and_nothing_is_cut(visit, size):
     width, height = size
