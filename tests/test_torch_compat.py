@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxmnist import torch_compat
 from jaxmnist.errors import DataError
@@ -431,3 +432,17 @@ def test_without_pytorch_its_files_are_refused(name, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     with pytest.raises(DataError, match=message):
         load_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(value, tmp_path):
+    params = small_params()
+    params["params"]["linear_0"]["bias"][1] = value
+    path = tmp_path / "w.safetensors"
+    message = "w.safetensors: 0.bias holds numbers that are not finite"
+    with pytest.raises(DataError, match=message):
+        save_weights(path, params)
+    assert not list(tmp_path.iterdir())
+    safetensors.numpy.save_file(to_state_dict(params), path)
+    with pytest.raises(DataError, match=message):
+        load_weights(path)

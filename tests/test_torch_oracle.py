@@ -2,6 +2,9 @@
 
 import itertools
 import pickle
+import tracemalloc
+import warnings
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -288,6 +291,45 @@ def test_damaged_and_foreign_pt_files(make, tmp_path):
         load_weights(path)
     assert str(error.value) == f"{path}: damaged, or not a PyTorch state dict of float32 arrays"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def expanded(path):
+    """One number that stands for 10^10 of them."""
+    torch.save({"0.weight": torch.ones(1).expand(100_000, 100_000), "0.bias": torch.ones(1)}, path)
+
+
+def compressed(path):
+    """A good file of 40 MB in a small archive, which torch.save never makes."""
+    torch.save({"0.weight": torch.zeros(1000, 10_000), "0.bias": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, content in entries:
+            archive.writestr(entry.filename, content)
+
+
+@pytest.mark.parametrize("make", [expanded, compressed])
+def test_pt_files_take_no_more_memory_than_their_size(make, tmp_path):
+    path = tmp_path / "w.pt"
+    make(path)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"w.pt: takes [\d,]+ bytes, more than the file has"):
+        load_weights(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000  # NumPy's arrays are counted
+    tracemalloc.stop()
+
+
+def test_what_pytorch_warns_about_is_not_shown(tmp_path):
+    path = tmp_path / "w.pt"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.save({"0.weight": torch.ones(3, 3).to_sparse_csr()}, path)
+        torch.load(path, weights_only=True)
+        assert seen
+        seen.clear()
+        with pytest.raises(DataError, match="damaged, or not a PyTorch state dict"):
+            load_weights(path)
+        assert not seen
 
 
 def test_truncated_pt_files(tmp_path):
