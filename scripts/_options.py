@@ -130,6 +130,8 @@ def load(options: DataOptions, seed: int) -> Data:
     data = load_data(options.dataset, options.data_dir, seed, progress=sys.stderr.isatty())
     if data.missing:
         print(f"{WARNING}\n{data.missing}", file=sys.stderr)
+    if data.note:
+        print(f"Note: {data.note}", file=sys.stderr)
     return data
 
 

@@ -149,3 +149,8 @@ class Options:
     where: DevicesOptions = DevicesOptions()
     processes: ProcessOptions = ProcessOptions()
     output: OutputOptions = OutputOptions()
+
+    @property
+    def devices(self) -> int | Literal["all"]:
+        """How many devices share each batch: with other processes, all."""
+        return "all" if self.processes.distributed else self.where.devices

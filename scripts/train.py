@@ -76,9 +76,8 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     """Load, compile, train and evaluate, report."""
     import jax.numpy as jnp
 
-    from jaxmnist import MLP, TrainState, losses, make_metrics, make_objective, make_train_step
+    from jaxmnist import TrainState, make_metrics, make_objective, make_train_step
     from jaxmnist.datasets import cache
-    from jaxmnist.optimizers import make_optimizer
     from jaxmnist.runs import identity, programs, randomness
     from jaxmnist.runs.compile_cache import compile_cache
     from jaxmnist.runs.directory import find_state
@@ -86,28 +85,22 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
 
     clock, training, where, output = Clock(), options.training, options.where, options.output
     device = programs.find_device(where.device)
-    count = "all" if options.processes.distributed else where.devices
-    mesh = programs.find_mesh(device, count, training.batch_size)
+    mesh = programs.find_mesh(device, options.devices, training.batch_size)
     data = load(options.data, training.seed)
     train_set, test_sets = programs.hold_out(data.train, data.test, training.validation)
     n = len(train_set.labels)
     steps = programs.count_steps(n, training.batch_size, training.epochs)
-    model = MLP(options.model.hidden, log_probs=options.model.loss == "nll")
-    loss_fn = getattr(losses, {"nll": "nll_loss"}.get(options.model.loss, "cross_entropy"))
-    tx = make_optimizer(**dataclasses.asdict(options.optimizer))
+    model, loss_fn, tx = make_model(options)
     shapes = programs.state_shapes(model, tx, device)
-    if data.note:
-        print(f"Note: {data.note}", file=sys.stderr)
     print(f"Data: {data.source}\nModel: {programs.describe_model(shapes.params)}", flush=True)
-    config = identity.record(
-        dataclasses.asdict(options), data.source, drawn_digits=data.missing is not None
-    )
+    config = identity.record(dataclasses.asdict(options), data.source, bool(data.missing))
     group.agree(identity.agreed(config))
     state, step_losses = find_state(directory, config, shapes, steps, output.resume, group)
     if state:
-        for entry in directory.logs.records:
-            print(describe(entry, training.epochs))
-        print(f"Resumed from {output.out} after step {state.step:,}", flush=True)
+        lines = [describe(record, training.epochs) for record in directory.logs.records]
+        print(
+            "\n".join([*lines, f"Resumed from {output.out} after step {state.step:,}"]), flush=True
+        )
     done, chunk = int(state.step) if state else 0, output.chunk(steps)
     epochs = range(done // steps, training.epochs)
     clock.lap("load")
@@ -139,6 +132,17 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
         draw_run(output.out, data.test)
         clock.lap("draw")
     report(options, data, programs.describe_devices(device, mesh), steps, n * len(epochs), clock)
+
+
+def make_model(options: Options) -> tuple[Any, Any, Any]:
+    """The model, its loss function and its optimizer."""
+    from jaxmnist import MLP, losses
+    from jaxmnist.optimizers import make_optimizer
+
+    nll = options.model.loss == "nll"
+    loss_fn = losses.nll_loss if nll else losses.cross_entropy
+    tx = make_optimizer(**dataclasses.asdict(options.optimizer))
+    return MLP(options.model.hidden, log_probs=nll), loss_fn, tx
 
 
 def run_epochs(

@@ -9,25 +9,12 @@ import termios
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
-TRAIN = ROOT / "scripts" / "train.py"
-
-
-def refused(result, code: int, *words: str) -> None:
-    """One clear line on stderr that holds the words, nothing else; the exit code."""
-    got, _, stderr = result
-    (line,) = stderr.splitlines()
-    assert line.startswith("train.py: error: ")
-    for word in words:
-        assert word in line
-    assert got == code
+from tests.helpers import TRAIN, epoch_lines, refused
 
 
 def test_help_is_quick_and_starts_no_jax():
-    code = (
-        f"import sys, runpy; sys.argv = ['train.py', '--help']; sys.path[0] = {str(TRAIN.parent)!r}"
-    )
+    code = "import sys, runpy; sys.argv = ['train.py', '--help']"
     code += f"\ntry: runpy.run_path({str(TRAIN)!r}, run_name='__main__')"
     code += "\nexcept SystemExit as stop: assert stop.code == 0 and 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -45,7 +32,7 @@ def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     assert code == 0
     lines = stdout.splitlines()
     assert lines[0].startswith(f"Data: MNIST from {mnist_dir}")
-    losses = [float(line.split()[2]) for line in lines if line.startswith("Training loss: ")]
+    losses = [float(line.split()[4]) for line in epoch_lines(stdout)]
     assert len(losses) == 5
     assert losses == sorted(losses, reverse=True)
     for word in ("load", "compile", "train", "evaluate", "images per second", "cpu", "938 steps"):
@@ -62,11 +49,11 @@ def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     assert sorted(path.name for path in out.parent.iterdir()) == ["one"]
 
     if seed == 0:  # the weights are those that were tested
-        from jaxmnist import MLP, evaluate, load_mnist
+        from jaxmnist import MLP, evaluate, load_mnist, make_metrics
         from jaxmnist.torch_compat import load_weights
 
         params = load_weights(out / "weights.safetensors")
-        scores = evaluate(MLP().apply, params, load_mnist(mnist_dir)[1])
+        scores = evaluate(make_metrics(MLP().apply), params, load_mnist(mnist_dir)[1])
         np.testing.assert_allclose(scores["accuracy"], records[-1]["test_accuracy"], atol=1e-6)
 
 
@@ -105,7 +92,7 @@ def test_the_step_is_traced_once_a_run(script, monkeypatch):
     import jaxmnist
 
     traced = []
-    make = jaxmnist.make_train_step
+    make = jaxmnist.make_objective
 
     def counting(apply_fn, *args, **kwargs):
         def counted(params, images):
@@ -114,7 +101,7 @@ def test_the_step_is_traced_once_a_run(script, monkeypatch):
 
         return make(counted, *args, **kwargs)
 
-    monkeypatch.setattr(jaxmnist, "make_train_step", counting)
+    monkeypatch.setattr(jaxmnist, "make_objective", counting)
     code, _, _ = script("train.py", "--dataset", "synthetic", "--epochs", 3)
     assert code == 0
     assert traced == [(64, 784)]
@@ -182,7 +169,7 @@ def test_divergence_is_named_and_leaves_nothing(script, tmp_path):
 def test_out_is_never_overwritten(script, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("")
-    refused(script("train.py", "--out", tmp_path / "out"), 2, "--out", str(tmp_path / "out"))
+    refused(script("train.py", "--out", tmp_path / "out"), 2, str(tmp_path / "out"), "no run's")
     (tmp_path / "file").write_text("")
     refused(script("train.py", "--out", tmp_path / "file" / "x"), 1, str(tmp_path / "file" / "x"))
 
@@ -195,7 +182,7 @@ def test_ctrl_c_ends_it_in_one_line(sigint):
         text=True,
     ) as process:
         lines = iter(process.stdout.readline, "")
-        assert any(line.startswith("Training loss") for line in lines), process.stderr.read()
+        assert any("Training loss: " in line for line in lines), process.stderr.read()
         process.send_signal(sigint)
         _, stderr = process.communicate(timeout=10)
     assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
@@ -217,7 +204,7 @@ def test_not_installed_is_one_line():
     done = subprocess.run([sys.executable, "-S", TRAIN], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: tyro is not installed for this Python; see Quick start in README.md\n"
+        "error: tyro is not installed for this Python; see Install in README.md\n"
     )
 
 
@@ -259,7 +246,7 @@ def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
     import jax.numpy as jnp
     import optax
 
-    from jaxmnist import MLP, TrainState, make_train_epoch, make_train_step
+    from jaxmnist import MLP, TrainState, make_objective, make_train_epoch, make_train_step
     from jaxmnist.datasets.synthetic import load_synthetic
     from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 
@@ -272,7 +259,7 @@ def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
     generator, tx = TorchGenerator(-7), optax.sgd(0.003)
     params = init_params(generator)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    train_epoch = jax.jit(make_train_epoch(make_train_step(MLP().apply, tx)))
+    train_epoch = jax.jit(make_train_epoch(make_train_step(make_objective(MLP().apply), tx)))
     for line in lines:
         seen = loader_order(generator, 60_000, legacy=order == "legacy")
         state, metrics = train_epoch(state, train, seen)

@@ -90,9 +90,9 @@ def draw_run(directory: Path, test: Dataset) -> list[str]:
 def _read_config(path: Path) -> dict[str, Any]:
     kinds = {"dataset": str, "drawn_digits": bool, "seed": int, "epochs": int}
 
-    def is_good(config: Any) -> bool:
-        good = all(type(config[name]) is kind for name, kind in kinds.items())
-        return good and 0 <= config["seed"] < 2**32 and config["epochs"] > 0
+    def is_good(found: Any) -> bool:
+        good = all(type(found[name]) is kind for name, kind in kinds.items())
+        return good and 0 <= found["seed"] < 2**32 and found["epochs"] > 0
 
     with open_regular(path) as file:
         config = _parse(file.read(), is_good)

@@ -35,7 +35,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def record(
-    groups: Mapping[str, Mapping[str, Any]], source: str, *, drawn_digits: bool
+    groups: Mapping[str, Mapping[str, Any]], source: str, drawn_digits: bool
 ) -> dict[str, Any]:
     """What config.json is to hold: the options of all groups, the data, and the environment.
 
