@@ -104,7 +104,6 @@ def child_environment(**more: str) -> dict[str, str]:
 def run_train(options: list[str]) -> None:
     """Run scripts/train.py in this process, as `python scripts/train.py` does."""
     sys.argv = [str(TRAIN), *options]
-    sys.path.insert(0, str(TRAIN.parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
