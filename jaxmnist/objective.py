@@ -67,9 +67,8 @@ def as_scalar(objective: Objective) -> ScalarObjective:
             raise ValueError("the objective asks for a key and state.key is None")
         with jax.named_scope("objective"):
             result = objective(params, batch, **named)
-        loss, *rest = result if isinstance(result, tuple) else (result,)
-        metrics = rest[0] if rest else {}
-        next_state = rest[1] if rest[1:] else model_state
+        loss, *rest = result if isinstance(result, tuple) and result else (result,)
+        metrics, next_state = (*rest, *({}, model_state)[len(rest) :])
         check_loss(loss, metrics, num_examples(batch), where is not None and "where" not in named)
         loss = jnp.mean(loss, where=where) if jnp.ndim(loss) else loss
         return loss, (metrics, next_state)

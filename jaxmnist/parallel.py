@@ -143,7 +143,7 @@ def make_sharded_epoch(
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def run(state: State, batches: Batches) -> tuple[State, Metrics]:
-        def step(state: State, rows: Batches) -> tuple[State, Metrics]:
+        def step(state: State, rows: tuple[Examples, Any]) -> tuple[State, Metrics]:
             batch, where = rows
             return train_step(state, batch) if where is None else train_step(state, batch, where)
 

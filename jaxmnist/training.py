@@ -127,7 +127,8 @@ def make_train_step(
         with jax.named_scope("gradient"):
             (loss, (metrics, model_state)), grads = value_and_grad(scalar)(state.params, *rest)
 
-        def value_fn(params: Params) -> Float[Array, ""]:
+        # optax's line searches hand on what else they are given to value_fn, or refuse it.
+        def value_fn(params: Params, obj_fn: Any = None, grad_fn: Any = None) -> Float[Array, ""]:
             return scalar(params, *rest)[0]
 
         # For optimizers that look at the loss: optax.lbfgs, polyak_sgd, contrib.sophia, sam.

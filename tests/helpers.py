@@ -1,9 +1,12 @@
 """What several test modules share: where the scripts are, a short run, and what a run ends in."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -59,3 +62,23 @@ def uninstall(monkeypatch, *packages):
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def assert_close(got, expected, rtol=1e-5):
+    """Two trees, relative to the largest entry of each array, as rounding is."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max(initial=0))
+
+
+def counting(fn):
+    """The function, which counts in `traces` how often it is traced; its signature stays."""
+
+    @functools.wraps(fn)
+    def counted(*args, **kwargs):
+        counted.traces += 1
+        return fn(*args, **kwargs)
+
+    counted.traces = 0
+    return counted

@@ -2,14 +2,30 @@
 
 import json
 import sys
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmnist import MLP, Dataset, cross_entropy, epoch_order, init_state, make_train_step, parallel
+from jaxmnist import (
+    MLP,
+    Dataset,
+    TrainState,
+    cross_entropy,
+    epoch_order,
+    init_state,
+    make_objective,
+    make_train_step,
+    norms,
+    parallel,
+    preprocess,
+)
 
 EPOCHS, BATCHES = 5, (64, 50)
+MODEL, TX = MLP((32,)), optax.sgd(0.05, momentum=0.9)
+SEED = 0
 
 
 def dataset() -> Dataset:
@@ -21,37 +37,68 @@ def dataset() -> Dataset:
     return Dataset(images, labels)
 
 
-def losses(batch_size: int) -> tuple[list[list[float]], int]:
-    """Of each step of each epoch; and how often the step was traced."""
+def stateful(params: Any, batch: Dataset, *, key: Any, model_state: Any, where: Any) -> Any:
+    """Dropout on the pixels, and their running mean, which is taken off them."""
+    images = preprocess(batch.images)
+    rows = None if where is None else where[:, None]
+    mean = 0.9 * model_state + 0.1 * jnp.mean(images, axis=0, where=rows)
+    kept = jax.random.bernoulli(key, 0.8, images.shape)
+    logits = MODEL.apply(params, jnp.where(kept, images - mean[None], 0))
+    return cross_entropy(logits, batch.labels), {"mean": mean.mean()}, mean
+
+
+OBJECTIVES = {"notebook": make_objective(MODEL.apply), "stateful": stateful}
+
+
+def start(name: str) -> TrainState:
+    """What an objective's run starts from."""
+    state = init_state(jax.random.key(SEED), MODEL, TX)
+    return state if name == "notebook" else state._replace(model_state=jnp.zeros(784))
+
+
+def losses(batch_size: int, name: str = "notebook", fsdp: bool = False) -> dict[str, Any]:
+    """Those of each step of each epoch, how often the step was traced, and the last state.
+
+    With `fsdp` also the sizes of the parts that the first device holds.
+    """
     traces = 0
 
-    def loss_fn(logits: jax.Array, labels: jax.Array, **kwargs: jax.Array) -> jax.Array:
+    def log(*args: Any) -> dict[str, jax.Array]:
         nonlocal traces
         traces += 1
-        return cross_entropy(logits, labels, **kwargs)
+        return norms(*args)
 
-    data, key, mesh = dataset(), jax.random.key(0), parallel.make_mesh()
-    model, tx = MLP((32,)), optax.sgd(0.05, momentum=0.9)
-    state = parallel.replicate(init_state(key, model, tx), mesh)
-    step = make_train_step(model.apply, tx, loss_fn)
-    train_epoch = jax.jit(parallel.make_shared_epoch(step, mesh))
+    data, mesh = dataset(), parallel.make_mesh()
+    state, step = start(name), make_train_step(OBJECTIVES[name], TX, log=log)
+    shardings = parallel.fsdp_shardings(state, mesh) if fsdp else None
+    state = parallel.put(state, shardings) if fsdp else parallel.replicate(state, mesh)
+    train_epoch = jax.jit(parallel.make_sharded_epoch(step, mesh, shardings))
     result = []
     for epoch in range(EPOCHS):
-        order = epoch_order(key, epoch, len(data.labels))
-        state, metrics = train_epoch(state, parallel.share_epoch(data, order, batch_size, mesh))
+        order = epoch_order(jax.random.key(SEED), epoch, len(data.labels))
+        state, metrics = train_epoch(state, parallel.shard_epoch(data, order, batch_size, mesh))
         result.append(np.asarray(metrics["loss"]).tolist())
     assert state.step == EPOCHS * -(-900 // batch_size)
-    return result, traces
+    assert all(values.is_fully_replicated for values in metrics.values())
+    leaves = jax.tree.leaves((state.params, state.opt_state, state.model_state))
+    return {
+        "losses": result,
+        "norms": np.asarray(metrics["param_norm"]).tolist(),
+        "traces": traces,
+        "sizes": [leaf.size for leaf in leaves],
+        "held": [leaf.addressable_shards[0].data.size for leaf in leaves],
+    }
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         port, processes, number = sys.argv[1:]
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(number))
-    result = {str(batch_size): losses(batch_size) for batch_size in BATCHES}
+    told = {f"{name} {size}": losses(size, name) for name in OBJECTIVES for size in BATCHES}
+    told |= {f"fsdp {name}": losses(64, name, fsdp=True) for name in OBJECTIVES}
     refused = ""
     try:
-        parallel.share_epoch(dataset(), np.arange(8), 4, parallel.make_mesh())
+        parallel.shard_epoch(dataset(), np.arange(8), 4, parallel.make_mesh())
     except ValueError as error:  # where the mesh is larger than 4
         refused = str(error)
-    print(json.dumps({"devices": len(jax.devices()), "losses": result, "refused": refused}))
+    print(json.dumps({"devices": len(jax.devices()), "runs": told, "refused": refused}))

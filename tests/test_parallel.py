@@ -11,39 +11,33 @@ import time
 
 import jax
 import numpy as np
-import optax
 import pytest
-from conftest import ROOT
-from mesh_worker import BATCHES, EPOCHS, dataset, losses
-from test_resume import told
 
-from jaxmnist import (
-    MLP,
-    JaxmnistError,
-    epoch_order,
-    init_state,
-    make_train_epoch,
-    make_train_step,
-    parallel,
-)
+from jaxmnist import JaxmnistError, epoch_order, make_train_epoch, make_train_step, norms, parallel
+from tests.helpers import ROOT, TRAIN, epoch_lines
+from tests.mesh_worker import BATCHES, EPOCHS, OBJECTIVES, SEED, TX, dataset, losses
+from tests.mesh_worker import start as start_state
 
 WORKER = ROOT / "tests" / "mesh_worker.py"
-TRAIN = ROOT / "scripts" / "train.py"
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[int, np.ndarray]:
-    """The losses of one device, by the gathering epoch that needs no mesh."""
-    data, key = dataset(), jax.random.key(0)
-    model, tx = MLP((32,)), optax.sgd(0.05, momentum=0.9)
-    result = {}
-    for batch_size in BATCHES:
-        train_epoch = jax.jit(make_train_epoch(make_train_step(model.apply, tx), batch_size))
-        state, result[batch_size] = init_state(key, model, tx), []
-        for epoch in range(EPOCHS):
-            state, metrics = train_epoch(state, data, epoch_order(key, epoch, len(data.labels)))
-            result[batch_size].append(metrics["loss"])
-        assert np.mean(result[batch_size][-1]) < 0.7 * np.mean(result[batch_size][0])  # it learns
+def expected() -> dict[str, dict[str, list]]:
+    """What one device gives, by the gathering epoch that needs no mesh."""
+    data, result = dataset(), {}
+    for name, objective in OBJECTIVES.items():
+        for batch_size in BATCHES:
+            step = make_train_step(objective, TX, log=norms)
+            train_epoch = jax.jit(make_train_epoch(step, batch_size))
+            state, run = start_state(name), []
+            for epoch in range(EPOCHS):
+                state, metrics = train_epoch(
+                    state, data, epoch_order(jax.random.key(SEED), epoch, 900)
+                )
+                run.append(metrics["loss"])
+            assert np.mean(run[-1]) < 0.7 * np.mean(run[0])  # it learns
+            result[f"{name} {batch_size}"] = {"losses": run, "norms": metrics["param_norm"]}
+        result[f"fsdp {name}"] = result[f"{name} 64"]
     return result
 
 
@@ -60,6 +54,7 @@ def start(*command: object, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
+        cwd=ROOT,
     )
 
 
@@ -72,28 +67,52 @@ def finish(*processes: subprocess.Popen, timeout: float = 300) -> list[tuple[int
     return [(process.returncode, stdout, stderr) for stdout, stderr, process in ended]
 
 
+def check_run(run, expected, atol: float) -> None:
+    assert run["traces"] == 1
+    np.testing.assert_allclose(run["losses"], expected["losses"], rtol=0, atol=atol)
+    np.testing.assert_allclose(run["norms"], expected["norms"], rtol=1e-5)
+
+
 def check(expected, stdout: str, devices: int) -> None:
     told = json.loads(stdout.splitlines()[-1])
     assert told["devices"] == devices
+    assert set(told["runs"]) == set(expected)
+    for name, run in told["runs"].items():
+        check_run(run, expected[name], 1e-5)
+        # With FSDP a device holds its part of what it can divide, and of nothing else more.
+        parts = [
+            size // devices if name.startswith("fsdp") and size % devices == 0 else size
+            for size in run["sizes"]
+        ]
+        assert run["held"] == parts
+        assert max(run["sizes"]) == 784 * 32
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_one_device_is_a_mesh_too(expected, name):
     for batch_size in BATCHES:
-        got, traces = told["losses"][str(batch_size)]
-        assert traces == 1
-        np.testing.assert_allclose(got, expected[batch_size], rtol=0, atol=1e-5)
+        check_run(losses(batch_size, name), expected[f"{name} {batch_size}"], 1e-6)
+    check_run(losses(64, name, fsdp=True), expected[f"fsdp {name}"], 1e-6)
 
 
-def test_one_device_is_a_mesh_too(expected):
-    for batch_size in BATCHES:
-        got, traces = losses(batch_size)
-        assert traces == 1
-        np.testing.assert_allclose(got, expected[batch_size], rtol=0, atol=1e-6)
-
-
-def test_eight_devices_equal_one(expected):
-    ((code, stdout, stderr),) = finish(start(WORKER, JAX_NUM_CPU_DEVICES="8"))
+@pytest.mark.parametrize("devices", [4, 8])
+def test_devices_equal_one(expected, devices):
+    """Data parallel, and with the parameters sharded too."""
+    ((code, stdout, stderr),) = finish(start(WORKER, JAX_NUM_CPU_DEVICES=str(devices)))
     assert code == 0, stderr
-    check(expected, stdout, 8)
+    check(expected, stdout, devices)
     refused = json.loads(stdout.splitlines()[-1])["refused"]
-    assert refused.startswith("a batch of 4 cannot be shared out over 8 devices")
+    assert refused.partition(":")[0] == (
+        "a batch of 4 cannot be sharded over 8 devices" if devices == 8 else ""
+    )
+
+
+def test_on_a_mesh_with_explicit_axes():
+    """JAX's default mesh: evaluation and the gathering epoch, wherever their arrays lie."""
+    worker = start("-m", "tests.explicit_mesh", JAX_NUM_CPU_DEVICES="4")
+    ((code, stdout, stderr),) = finish(worker)
+    assert code == 0, stdout + stderr
+    assert len(stdout.splitlines()) == 20
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -108,19 +127,28 @@ def test_processes_equal_one(expected, processes):
 def test_a_process_loads_only_its_share():
     """What is asked of the data is what this process's devices need, filling included."""
     data, mesh = dataset(), parallel.make_mesh(1)
-    batches, where = parallel.share_epoch(data, np.arange(130), 64, mesh)
+    batches, where = parallel.shard_epoch(data, np.arange(130), 64, mesh)
     assert batches.images.shape == (3, 64, 28, 28)
     assert where.sum(axis=1).tolist() == [64, 64, 2]
     np.testing.assert_array_equal(batches.labels.reshape(-1)[:130], data.labels[:130])
-    batches, where = parallel.share_epoch(data, np.arange(128), 64, mesh)
+    batches, where = parallel.shard_epoch(data, np.arange(128), 64, mesh)
     assert where is None  # nothing is filled up, so the loss need not take `where`
     assert batches.labels.shape == (2, 64)
 
 
+def test_an_epoch_of_any_pytree():
+    data = {"x": np.arange(10.0, dtype=np.float32), "pair": (np.arange(20).reshape(10, 2),)}
+    batches, where = parallel.shard_epoch(data, np.arange(10)[::-1], 4, parallel.make_mesh(1))
+    assert jax.tree.structure(batches) == jax.tree.structure(data)
+    assert where.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
+    np.testing.assert_array_equal(batches["x"][:2], [[9, 8, 7, 6], [5, 4, 3, 2]])
+    assert batches["pair"][0].shape == (3, 4, 2)
+
+
 @pytest.mark.parametrize("index", [-1, 900])
 def test_an_order_that_reaches_outside(index):
-    with pytest.raises(ValueError, match=r"outside the dataset's 0\.\.899"):
-        parallel.share_epoch(dataset(), np.array([0, index]), 2, parallel.make_mesh(1))
+    with pytest.raises(ValueError, match=r"order reaches from .* outside 0\.\.899"):
+        parallel.shard_epoch(dataset(), np.array([0, index]), 2, parallel.make_mesh(1))
 
 
 def test_more_devices_than_there_are():
@@ -144,7 +172,7 @@ def together(*options: object, numbers: tuple[int, ...] = (0, 1)) -> list[subpro
 
 def numbers(stdout: str) -> np.ndarray:
     """The epochs' training loss, test loss and test accuracy in percent."""
-    return np.array([re.findall(r"[\d.]+", line) for line in told(stdout)], float)
+    return np.array([re.findall(r"[\d.]+", line) for line in epoch_lines(stdout)], float)
 
 
 def assert_close(stdout: str, alone: str) -> None:

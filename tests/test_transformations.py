@@ -8,27 +8,27 @@ from typing import NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
 from jax.sharding import AxisType, PartitionSpec
-from test_training import assert_close, counting
 
 from jaxmnist import (
     MLP,
-    Batch,
     Dataset,
     TrainState,
     cross_entropy,
-    epoch_order,
-    evaluate,
     init_state,
+    make_objective,
     make_train_epoch,
     make_train_step,
+    norms,
     preprocess,
     train,
 )
+from tests.helpers import assert_close, counting
 
 KEY = jax.random.key(0)
 MODEL = MLP(hidden=(8,))
@@ -50,7 +50,26 @@ def start(tx, params=PARAMS):
 
 
 def jit_step(tx, loss_fn=cross_entropy, model=MODEL):
-    return jax.jit(make_train_step(model.apply, tx, loss_fn))
+    return jax.jit(make_train_step(make_objective(model.apply, loss_fn), tx))
+
+
+def stateful(params, batch, *, key, model_state, where):
+    """Dropout of a linear model's inputs, and their running mean, which is taken off them."""
+    images = preprocess(batch.images)
+    rows = None if where is None else where[:, None]
+    mean = 0.9 * model_state["mean"] + 0.1 * jnp.mean(images, axis=0, where=rows)
+    kept = jax.random.bernoulli(key, 0.8, images.shape)
+    logits = LINEAR.apply(params, jnp.where(kept, images - mean[None], 0))
+    kept = jnp.mean(kept.astype(jnp.float32), where=rows)
+    return cross_entropy(logits, batch.labels), {"kept": kept}, {"mean": mean}
+
+
+# The notebook's objective, and one that uses all that a state may hold.
+OBJECTIVES = {"notebook": make_objective(LINEAR.apply), "key and model state": stateful}
+REST = {
+    "notebook": {},
+    "key and model state": {"model_state": {"mean": jnp.zeros(784)}, "key": jax.random.key(1)},
+}
 
 
 def total(tree):
@@ -58,27 +77,30 @@ def total(tree):
 
 
 def double(tree):
-    return jax.tree.map(lambda x: jnp.stack([x, 2 * x]), tree)
+    def both(x):
+        return jnp.stack([x, x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else 2 * x])
+
+    return jax.tree.map(both, tree)
 
 
 def first(tree):
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def run_of(kind, data, loss_fn=cross_entropy):
-    """`run(params, rate) -> (params, losses)`: one step, one epoch or a whole run."""
+def run_of(kind, data, objective, rest):
+    """`run(params, rate) -> (params, losses, rest)`: one step, one epoch or a whole run."""
 
     def run(params, rate):
         tx = optax.sgd(rate)
-        step = make_train_step(LINEAR.apply, tx, loss_fn)
+        step = make_train_step(objective, tx)
+        state = start(tx, params)._replace(**rest)
         if kind == "step":
-            state, metrics = step(start(tx, params), Batch(*data))
+            state, metrics = step(state, data)
         elif kind == "epoch":
-            state, metrics = make_train_epoch(step)(start(tx, params), data, np.arange(100))
+            state, metrics = make_train_epoch(step)(state, data, np.arange(100))
         else:
-            model = Pair(lambda key, images: params, LINEAR.apply)
-            state, metrics = train(KEY, data, model, tx, epochs=2, loss_fn=loss_fn)
-        return state.params, metrics["loss"]
+            state, metrics = train(KEY, data, state, step, epochs=2)
+        return state.params, metrics.pop("loss"), (state.model_state, metrics)
 
     return run
 
@@ -125,59 +147,51 @@ def plain():
     """What each kind of run gives under nothing but jit."""
     results = {}
 
-    def result(kind, data):
-        if kind not in results:
-            results[kind] = jax.jit(run_of(kind, data))(WEIGHTS, RATE)
-        return results[kind]
+    def result(kind, name, data):
+        if (kind, name) not in results:
+            run = run_of(kind, data, OBJECTIVES[name], REST[name])
+            results[kind, name] = jax.jit(run)(WEIGHTS, RATE)
+        return results[kind, name]
 
     return result
 
 
 @pytest.mark.parametrize("through", THROUGH)
 @pytest.mark.parametrize("kind", ["step", "epoch", "train"])
-def test_composes(toy, plain, kind, through):
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_composes(toy, plain, name, kind, through):
     """The result is the one without the transformation, and the step is traced once."""
-    loss = counting()
-    result = THROUGH[through](run_of(kind, toy, loss))(WEIGHTS, RATE)
-    assert_close(result, plain(kind, toy), 2e-6)
-    assert loss.traces == 1
-    assert jax.eval_shape(run_of(kind, toy), WEIGHTS, RATE)[1].shape == result[1].shape
+    objective = counting(OBJECTIVES[name])
+    run = run_of(kind, toy, objective, REST[name])
+    result = THROUGH[through](run)(WEIGHTS, RATE)
+    assert_close(result, plain(kind, name, toy), 2e-6)
+    assert objective.traces == 1
+    assert jax.eval_shape(run, WEIGHTS, RATE)[1].shape == result[1].shape
 
 
-def test_train_is_its_epochs(toy):
-    tx = optax.sgd(0.1, momentum=0.9)
-    test = Dataset(toy.images[:30], toy.labels[:30])
-    state, metrics = jax.jit(lambda key: train(key, toy, LINEAR, tx, epochs=2, test=test))(KEY)
-    expected = init_state(KEY, LINEAR, tx)
-    epoch = jax.jit(make_train_epoch(make_train_step(LINEAR.apply, tx)))
-    score = jax.jit(lambda params: evaluate(LINEAR.apply, params, test))
-    for number in range(2):
-        expected, one = epoch(expected, toy, epoch_order(KEY, number, 100))
-        scores = score(expected.params)
-        np.testing.assert_allclose(metrics["loss"][number], one["loss"], rtol=2e-6)
-        np.testing.assert_allclose(metrics["test_loss"][number], scores["loss"], rtol=2e-6)
-        assert metrics["test_accuracy"][number] == scores["accuracy"]
-    assert_close(state, expected, 2e-6)
-
-
-def test_a_grid_of_seeds_and_learning_rates(toy):
-    """Each member is the single run; its initial weights and its shuffles are the key's."""
-    traced = counting(lambda x, y, **k: (loss := cross_entropy(x, y, **k), {"twice": 2 * loss}))
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_grid_of_seeds_and_learning_rates(toy, name):
+    """Each member is the single run; its initial weights, shuffles and masks are the key's."""
+    objective = counting(OBJECTIVES[name])
 
     def run(key, rate):
-        return train(key, toy, LINEAR, optax.sgd(rate), epochs=2, batch_size=40, loss_fn=traced)
+        tx = optax.sgd(rate)
+        state = init_state(key, LINEAR, tx)._replace(model_state=REST[name].get("model_state"))
+        step = make_train_step(objective, tx, log=norms)
+        return train(key, toy, state, step, epochs=2, batch_size=40)
 
     keys, rates = jax.random.split(KEY, 3), jnp.array([0.01, 0.1, 0.3])
     states, metrics = jax.jit(jax.vmap(run))(keys, rates)
-    assert traced.traces == 1
-    assert metrics["loss"].shape == metrics["twice"].shape == (3, 2, 3)
-    np.testing.assert_array_equal(metrics["twice"], 2 * metrics["loss"])
+    assert objective.traces == 1
+    assert all(values.shape == (3, 2, 3) for values in metrics.values())
     single = jax.jit(run)
     for i in range(3):
         state, one = single(keys[i], rates[i])
-        np.testing.assert_allclose(metrics["loss"][i, 0], one["loss"][0], rtol=1e-6)
+        for metric, values in one.items():
+            np.testing.assert_allclose(metrics[metric][i, 0], values[0], rtol=1e-6)
         assert_close(jax.tree.map(lambda x, i=i: x[i], states), state, 1e-5)
-    assert len(np.unique(metrics["loss"][:, 0, 0])) == 3
+    for values in (metrics["loss"], metrics.get("kept", metrics["loss"])):
+        assert len(np.unique(values[:, 0, 0])) == 3
 
 
 def hypergradient_of(data, optimizer, wrap=lambda step: step):
@@ -189,10 +203,11 @@ def hypergradient_of(data, optimizer, wrap=lambda step: step):
 
     def objective(hyper, params):
         tx = optimizer(hyper["rate"], hyper["momentum"])
-        epoch = make_train_epoch(wrap(make_train_step(MODEL.apply, tx, transform=transform)), 4)
+        step = make_train_step(make_objective(MODEL.apply, transform=transform), tx)
+        epoch = make_train_epoch(wrap(step), 4)
         state, metrics = epoch(start(tx, params), data, np.arange(80))
         assert metrics["loss"].shape == (20,)
-        return cross_entropy(MODEL.apply(state.params, held_out), data.labels[80:])
+        return cross_entropy(MODEL.apply(state.params, held_out), data.labels[80:]).mean()
 
     return objective
 
@@ -243,7 +258,8 @@ def test_checkpointed_steps_need_less_memory(toy):
     def compiled(wrap):
         def objective(rate):
             tx = optax.sgd(rate)
-            epoch = make_train_epoch(wrap(make_train_step(MODEL.apply, tx)), 100)
+            step = make_train_step(make_objective(MODEL.apply), tx)
+            epoch = make_train_epoch(wrap(step), 100)
             return epoch(start(tx), toy, np.tile(np.arange(100), 20))[1]["loss"][-1]
 
         return jax.jit(jax.grad(objective)).lower(RATE).compile()
@@ -256,10 +272,10 @@ def test_checkpointed_steps_need_less_memory(toy):
 
 def test_per_example_gradients_average_to_the_batchs(toy):
     def loss(params, image, label):
-        return cross_entropy(MODEL.apply(params, preprocess(image[None])), label[None])
+        return cross_entropy(MODEL.apply(params, preprocess(image[None])), label[None])[0]
 
     each = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(PARAMS, *toy)
-    new, _ = jit_step(optax.sgd(1.0))(start(optax.sgd(1.0)), Batch(*toy))
+    new, _ = jit_step(optax.sgd(1.0))(start(optax.sgd(1.0)), toy)
     taken = jax.tree.map(lambda old, new: old - new, PARAMS, new.params)
     assert_close(jax.tree.map(lambda g: g.mean(axis=0), each), taken, 1e-5)
 
@@ -268,7 +284,7 @@ def test_hessian_vector_product_equals_differences_of_the_gradient(toy):
     with jax.enable_x64(True):
         images = jnp.float64(toy.images.reshape(100, -1)) / 127.5 - 1
         gradient = jax.jit(
-            jax.grad(lambda params: cross_entropy(MODEL.apply(params, images), toy.labels))
+            jax.grad(lambda params: cross_entropy(MODEL.apply(params, images), toy.labels).mean())
         )
         params = jax.tree.map(jnp.float64, PARAMS)
         rng = np.random.default_rng(0)
@@ -284,10 +300,10 @@ def test_nothing_is_donated_unless_the_caller_says_so(toy):
     """Eagerly differentiated and vmapped, a step that donates deletes what it was given."""
     tx = optax.sgd(0.1, momentum=0.9)
     state = init_state(KEY, LINEAR, tx)
-    state, batch = mine = jax.tree.map(jnp.array, (state, Batch(*toy)))
-    step = make_train_step(LINEAR.apply, tx)
+    state, batch = mine = jax.tree.map(jnp.array, (state, toy))
+    step = make_train_step(make_objective(LINEAR.apply), tx)
     expected, _ = jax.jit(step)(*mine)
-    jax.vmap(step, (0, None))(jax.tree.map(lambda x: jnp.stack([x, x]), state), batch)
+    jax.vmap(step, (0, None))(double(state), batch)
     jax.grad(lambda params: step(state._replace(params=params), batch)[1]["loss"])(state.params)
     make_train_epoch(step, 50)(state, Dataset(*batch), jnp.arange(100))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(mine))
@@ -297,17 +313,18 @@ def test_nothing_is_donated_unless_the_caller_says_so(toy):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
 
 
-def test_export_with_a_symbolic_batch_size(toy):
+def test_export_with_a_symbolic_batch_size(toy, monkeypatch):
     """One program takes batches of any size."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # JAX's "n" is no `int` to it
     tx = optax.sgd(0.1, momentum=0.9)
-    step = make_train_step(MODEL.apply, tx)
+    step = make_train_step(make_objective(MODEL.apply), tx)
     (n,) = jax.export.symbolic_shape("n")
     images, labels = jax.ShapeDtypeStruct((n, 28, 28), "u1"), jax.ShapeDtypeStruct((n,), "i4")
     program = jax.export.export(jax.jit(step))(
-        jax.eval_shape(lambda: start(tx)), Batch(images, labels)
+        jax.eval_shape(lambda: start(tx)), Dataset(images, labels)
     )
     for size in (1, 64):
-        batch = Batch(toy.images[:size], toy.labels[:size])
+        batch = Dataset(toy.images[:size], toy.labels[:size])
         assert_close(program.call(start(tx), batch), jit_step(tx)(start(tx), batch), 2e-6)
 
 
@@ -323,18 +340,24 @@ import jaxmnist as jm
 
 jax.config.update("jax_num_cpu_devices", 3)  # importing has started no backend
 rng = np.random.default_rng(0)
-batch = jm.Batch(rng.integers(0, 256, (60, 28, 28), np.uint8), rng.integers(0, 10, 60, np.int32))
+batch = jm.Dataset(rng.integers(0, 256, (60, 28, 28), np.uint8), rng.integers(0, 10, 60, np.int32))
 model, tx = jm.MLP((8,)), optax.sgd(0.1, momentum=0.9)
 state = jm.init_state(jax.random.key(0), model, tx)
 mesh = jax.make_mesh((3,), ("data",), (AxisType.Auto,))
-mean = lambda logits, labels: jax.lax.pmean(jm.cross_entropy(logits, labels), "data")
+mean = lambda logits, labels: jax.lax.pmean(jm.cross_entropy(logits, labels).mean(), "data")
 step = jax.shard_map(
-    jm.make_train_step(model.apply, tx, mean), mesh=mesh, in_specs=(P(), P("data")), out_specs=P()
+    jm.make_train_step(jm.make_objective(model.apply, mean), tx),
+    mesh=mesh,
+    in_specs=(P(), P("data")),
+    out_specs=P(),
 )
 got = jax.jit(step)(state, batch)
-expected = jax.jit(jm.make_train_step(model.apply, tx))(state, batch)
+expected = jax.jit(jm.make_train_step(jm.make_objective(model.apply), tx))(state, batch)
 assert len(got[1]["loss"].sharding.device_set) == 3
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -343,22 +366,22 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 def test_micro_batches_accumulate_to_one_step(toy):
     """The notebook's gradient accumulation: four batches of 16 are one step on 64 images."""
     inner = optax.sgd(0.1, momentum=0.9)
-    expected, _ = jit_step(inner)(start(inner), Batch(toy.images[:64], toy.labels[:64]))
+    expected, _ = jit_step(inner)(start(inner), Dataset(toy.images[:64], toy.labels[:64]))
     tx = optax.MultiSteps(inner, 4)
     state, step = start(tx), jit_step(tx)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 and float
         for i in range(0, 64, 16):
             assert_close(state.params, PARAMS, 0)  # nothing moves before the last of them
-            state, _ = step(state, Batch(toy.images[i : i + 16], toy.labels[i : i + 16]))
+            state, _ = step(state, Dataset(toy.images[i : i + 16], toy.labels[i : i + 16]))
     assert_close(state.params, expected.params, 1e-6)
     assert np.abs(total(state.params) - total(PARAMS)) > 1e-3
 
 
 def test_schedules_clipping_and_injected_hyperparameters(toy):
     """Each against gradient descent written out, at the rates that it amounts to."""
-    batch, rates = Batch(*toy), (0.1, 0.03, 0.01)
+    batch, rates = toy, (0.1, 0.03, 0.01)
     images = preprocess(toy.images)
-    grad = jax.jit(jax.grad(lambda p: cross_entropy(MODEL.apply(p, images), toy.labels)))
+    grad = jax.jit(jax.grad(lambda p: cross_entropy(MODEL.apply(p, images), toy.labels).mean()))
     scheduled = optax.sgd(lambda step: jnp.array(rates)[step])
     injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
     steps = jit_step(scheduled), jit_step(injected)
@@ -381,7 +404,7 @@ def test_optimizers_that_look_at_the_loss(toy):
     tx = optax.chain(optax.sgd(30.0), optax.scale_by_backtracking_linesearch(20))
     state, step, losses = start(tx), jit_step(tx), []
     for _ in range(4):
-        state, metrics = step(state, Batch(*toy))
+        state, metrics = step(state, toy)
         losses.append(metrics["loss"])
     assert np.all(np.diff(losses) < 0)  # at a rate of 30, which is far too large
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.9)
@@ -389,7 +412,7 @@ def test_optimizers_that_look_at_the_loss(toy):
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 and float
         state, step = start(tx), jit_step(tx)
         for _ in range(2):
-            state, metrics = step(state, Batch(*toy))
+            state, metrics = step(state, toy)
     assert metrics["loss"] > 0.1 * losses[0]
     np.testing.assert_allclose(state.opt_state[1].best_value, losses[0], rtol=1e-6)
     assert state.opt_state[1].scale == 0.5
@@ -426,8 +449,8 @@ def test_an_nnx_module_trains_as_the_linen_module_with_its_weights(toy):
     same = start(tx, {"params": as_linen(state.params)})
     step, linen_step = jit_step(tx, model=model), jit_step(tx)
     for _ in range(3):
-        state, metrics = step(state, Batch(*toy))
-        same, expected = linen_step(same, Batch(*toy))
+        state, metrics = step(state, toy)
+        same, expected = linen_step(same, toy)
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
     assert_close(as_linen(state.params), same.params["params"], 1e-6)
 
@@ -446,17 +469,17 @@ def test_any_linen_module_on_any_image(toy):
 
     tx = optax.sgd(0.1)
     state = init_state(KEY, Net(), tx, np.zeros((28, 28, 1), np.float32))
-    step = jax.jit(make_train_step(Net().apply, tx, transform=transform))
+    step = jax.jit(make_train_step(make_objective(Net().apply, transform=transform), tx))
     losses = []
     for _ in range(5):
-        state, metrics = step(state, Batch(*toy))
+        state, metrics = step(state, toy)
         losses.append(metrics["loss"])
     assert np.all(np.diff(losses) < 0)
 
 
 def test_computing_in_bfloat16(toy):
     """The products are bfloat16's; parameters, scores and loss stay float32 and close by."""
-    model, tx, batch = MLP(hidden=(8,), dtype=jnp.bfloat16), optax.sgd(0.1), Batch(*toy)
+    model, tx, batch = MLP(hidden=(8,), dtype=jnp.bfloat16), optax.sgd(0.1), toy
     step = jit_step(tx, model=model)
     program = str(jax.make_jaxpr(step)(start(tx), batch))
     products = [line for line in program.split("\n") if "dot_general" in line]

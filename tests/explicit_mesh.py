@@ -1,0 +1,72 @@
+"""Evaluates and trains on a mesh with explicit axes, and compares with arrays that lie nowhere.
+
+Prints the cases that are equal; the first that is not ends the program.
+"""
+
+import contextlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxmnist import (
+    Dataset,
+    evaluate,
+    make_metrics,
+    make_train_epoch,
+    make_train_step,
+    parallel,
+)
+from tests.helpers import assert_close
+from tests.mesh_worker import MODEL, OBJECTIVES, TX, dataset, start
+
+MESH = jax.make_mesh((4,), ("data",), (AxisType.Explicit,))
+ROWS = NamedSharding(MESH, PartitionSpec("data"))
+ORDER = np.random.default_rng(1).permutation(900)[:300]
+
+
+def cases(name: str) -> Any:
+    """Where the dataset and where the state lies."""
+    state, data = start(name), dataset()
+    sharded = parallel.put(data, Dataset(ROWS, ROWS))
+    replicated = parallel.replicate(state, MESH)
+    yield "sharded rows", sharded, state
+    yield "sharded rows, replicated state", sharded, replicated
+    yield "replicated rows and state", parallel.replicate(data, MESH), replicated
+    fsdp = parallel.put(state, parallel.fsdp_shardings(state, MESH))
+    yield "sharded rows and state", sharded, fsdp
+    yield "rows on the host, sharded state", data, fsdp
+
+
+def compare(name: str, context: Any) -> None:
+    """Every case against a single device's numbers."""
+    epoch = jax.jit(make_train_epoch(make_train_step(OBJECTIVES[name], TX), 64))
+    score = jax.jit(lambda params, data: evaluate(make_metrics(MODEL.apply), params, data))
+    parts = jax.jit(
+        lambda params, data: evaluate(make_metrics(MODEL.apply), params, data, batch_size=64)
+    )
+    data, state = dataset(), start(name)
+    expected, numbers = epoch(state, data, ORDER), score(state.params, data)
+    for case, data, state in cases(name):
+        with context():
+            assert_close(score(state.params, data), numbers)
+            assert_close(parts(state.params, data), numbers)
+            new, metrics = epoch(state, data, ORDER)
+            assert_close(metrics, expected[1], 1e-4)
+            assert_close(jax.device_get(new._replace(key=None)), expected[0]._replace(key=None))
+        for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+            if isinstance(before.sharding, NamedSharding):
+                assert after.sharding.is_equivalent_to(before.sharding, before.ndim), case
+        print(f"{name}, {context.__name__}: {case}")
+
+
+if __name__ == "__main__":
+
+    def set_mesh() -> Any:
+        """The mesh as the context's."""
+        return jax.set_mesh(MESH)
+
+    for name in OBJECTIVES:
+        for context in (contextlib.nullcontext, set_mesh):
+            compare(name, context)
