@@ -352,6 +352,7 @@ CRAFTED = {
     "much more data": ("x.npy", claims("(2, 2)", 300_000_000)),
     "less data": ("x.npy", claims("(2, 2)", 3)),
     "objects": ("x.npy", claims("(2, 2)", 4, "|O")),
+    "many names": ("x.npy", claims("(2, 2)", 4)),
     "no header": ("x.npy", bytes(4)),
     "no Python": ("x.npy", entry("[" * 5000, 4)),
 }
@@ -368,6 +369,8 @@ def test_a_crafted_cache_is_not_believed_and_takes_no_memory(tmp_path, monkeypat
     name, content = CRAFTED[case]
     with zipfile.ZipFile(tmp_path / "it.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, content)
+        for number in range(20_000 if case == "many names" else 0):
+            archive.writestr(f"{number}.npy", b"")
     del content
     with at_most(5_000_000):
         assert cache.load("it", specs) is None
