@@ -85,14 +85,12 @@ def launch(result: str, timeout: str, *command: str) -> None:
     Path(result).write_text(json.dumps([seconds, peak, os.waitstatus_to_exitcode(status)]))
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Smallest, median and largest value, and all of them."""
-    return {
-        "min": min(values),
-        "median": statistics.median(values),
-        "max": max(values),
-        "runs": list(values),
-    }
+def spread(values: Sequence[float]) -> dict[str, Any] | None:
+    """Smallest, median and largest value, and all of them; None if there are none."""
+    if not values:
+        return None
+    median = statistics.median(values)
+    return {"min": min(values), "median": median, "max": max(values), "runs": list(values)}
 
 
 def training_flops(sizes: Sequence[int], images: int) -> int:

@@ -1,27 +1,36 @@
 """Time scripts/train.py beside programs that train the same in other libraries.
 
-Each program is a process of its own, and they take turns. A peer that is not installed is skipped.
+Each program is a process of its own, and they take turns: a ratio is of two programs that ran in
+the same turn, so that a machine that is slow for a while slows down both.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import dataclasses
 import importlib.util
 import json
-import os
+import re
 import shutil
+import signal
 import statistics
-import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import _cli as cli
 import _measure
-from _cli import run
-from _report import draw_chart, profile_table, table
+from _measure import Run, spread
+from _options import FilePath, Flag, at_least, check_path, wrong
+from _tables import markdown
 
 SCRIPTS = Path(__file__).parent
 PEERS = SCRIPTS / "peers"
+TRAIN = SCRIPTS / "train.py"
 SIZES, IMAGES = (784, 128, 64, 10), 5 * 60_000
 # What every seed of this training ends in: the mean loss of the fifth epoch, the test accuracy.
 EXPECTED = {"loss": (0.37, 0.41), "accuracy": (0.885, 0.915)}
@@ -32,80 +41,108 @@ class Program(NamedTuple):
 
     label: str
     path: Path
-    needs: tuple[str, ...] = ()
+    needs: str = ""  # a package
     ours: bool = False
+    embedded: bool = False  # what it prints is not the training of five epochs
     gpu: bool = False  # runs on a GPU only
     one_thread: bool = False  # XLA's on a CPU, which has one for each core otherwise
 
 
-TRAIN = SCRIPTS / "train.py"
 PROGRAMS = {
     "ours": Program("jaxmnist", TRAIN, ours=True),
     "ours-cold": Program("jaxmnist, first start (nothing compiled)", TRAIN, ours=True),
     "numpy": Program("NumPy by hand, OpenBLAS", PEERS / "numpy_openblas.py"),
     "linen": Program("Flax Linen, a step per batch", PEERS / "flax_linen.py"),
     "nnx": Program("Flax NNX, a step per batch", PEERS / "flax_nnx.py"),
-    "equinox": Program("Equinox, a step per batch", PEERS / "equinox_optax.py", ("equinox",)),
-    "torch": Program("PyTorch, data in memory", PEERS / "torch_eager.py", ("torch",)),
-    "torch-compile": Program("PyTorch, torch.compile", PEERS / "torch_compile.py", ("torch",)),
-    "torch-graphs": Program(
-        "PyTorch, CUDA graphs", PEERS / "torch_graphs.py", ("torch",), gpu=True
-    ),
-    "notebook": Program("PyTorch as in the notebook", PEERS / "torch_notebook.py", ("torch",)),
+    "equinox": Program("Equinox, a step per batch", PEERS / "equinox_optax.py", "equinox"),
+    "torch": Program("PyTorch, data in memory", PEERS / "torch_eager.py", "torch"),
+    "torch-compile": Program("PyTorch, torch.compile", PEERS / "torch_compile.py", "torch"),
+    "torch-graphs": Program("PyTorch, CUDA graphs", PEERS / "torch_graphs.py", "torch", gpu=True),
+    "notebook": Program("PyTorch as in the notebook", PEERS / "torch_notebook.py", "torch"),
     "import": Program("import jax, flax, optax: no more", PEERS / "imports_only.py"),
-    "embedded": Program("Embedded", PEERS / "ours_embedded.py", ours=True),
+    "embedded": Program("Embedded", PEERS / "ours_embedded.py", ours=True, embedded=True),
     "embedded-1": Program(
-        "Embedded, one thread", PEERS / "ours_embedded.py", ours=True, one_thread=True
+        "Embedded, one thread",
+        PEERS / "ours_embedded.py",
+        ours=True,
+        embedded=True,
+        one_thread=True,
     ),
 }
-EMBEDDED = ("embedded", "embedded-1")  # what they print are no trainings of five epochs
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The options. All programs together take about two minutes a run on two CPU cores."""
+class Options:
+    """The options. All programs together take about two minutes a turn on two CPU cores."""
 
     runs: int = 7
     """How often each program is timed, after one run that warms up."""
+    time_limit: float = 0.0
+    """Minutes after which no more programs are started; 0 is no limit. As after Ctrl-C, what is
+    measured by then is reported."""
     only: tuple[str, ...] = ()
     """Run just these of the programs, by name."""
     peers: Literal["all", "none"] = "all"
     """All that are installed, or only jaxmnist itself."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train; auto is the best that JAX finds."""
-    out: Path | None = None
+    out: FilePath = None
     """File for everything measured, as JSON."""
-    chart: Path | None = None
+    chart: FilePath = None
     """File for a bar chart, .png or .svg."""
-    profile: bool = False
+    profile: Flag = False
     """Show where the time of scripts/train.py goes instead."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is started."""
-        if self.runs < 1:
-            raise ValueError(f"--runs must be at least 1, not {self.runs}")
+        at_least(1, runs=self.runs)
+        at_least(0, time_limit=self.time_limit)
+        check_path(out=self.out, chart=self.chart)
         for name in self.only:
             if name not in PROGRAMS:
-                raise ValueError(f"--only {name}: no such program, there are {', '.join(PROGRAMS)}")
+                wrong(f"--only {name}: no such program, there are {', '.join(PROGRAMS)}")
         if self.profile and self.chart:
-            raise ValueError("--chart shows the programs; --profile runs none of them")
+            wrong("--chart shows the programs; --profile runs none of them")
+        for path in (self.out, self.chart):
+            if path and not path.absolute().parent.is_dir():
+                wrong(f"{path}: there is no directory {path.absolute().parent}")
 
 
 @dataclasses.dataclass
 class Record:
-    """What the runs of one program gave."""
+    """What the runs of one program gave, by turn."""
 
-    runs: list[_measure.Run] = dataclasses.field(default_factory=list)
-    results: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    runs: dict[int, Run] = dataclasses.field(default_factory=dict)
+    results: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
     problem: str | None = None
+
+    def add(self, turn: int, run: Run) -> None:
+        """Note a run; a failure or an unexpected result is the record's problem."""
+        self.runs[turn] = run
+        try:
+            if run.code:
+                raise ValueError(f"exit code {run.code}: {last_line(run.stderr)}")
+            result = self.results[turn] = read_result(run.stdout)
+        except (ValueError, LookupError) as error:
+            self.problem = f"failed: {error}"
+            return
+        for key, (low, high) in EXPECTED.items():
+            if key in result and not low <= result[key] <= high:
+                self.problem = f"its {key} is {result[key]:.4f}, outside {low} to {high}"
+
+    def seconds(self, key: str) -> dict[int, float]:
+        """Seconds of the whole process or of the training, by turn."""
+        if key == "whole_seconds":
+            return {turn: run.seconds for turn, run in self.runs.items() if not run.code}
+        return {turn: result[key] for turn, result in self.results.items() if key in result}
 
 
 class Bench:
-    """The directory, the environment and the commands of one benchmark."""
+    """The directory, the environments and the commands of one benchmark."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
-        self.config, self.directory = config, directory
-        platforms = {"JAX_PLATFORMS": "cpu"} if config.device == "cpu" else {}
+    def __init__(self, directory: Path, device: str) -> None:
+        self.directory, self.device, self.platform = directory, device, "cpu"
+        platforms = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
         data_dir = os.environ.get("JAXMNIST_DATA_DIR")
         self.peers = _measure.clean_environment(
             **platforms, TORCHINDUCTOR_CACHE_DIR=str(directory / "inductor")
@@ -114,7 +151,7 @@ class Bench:
             JAXMNIST_CACHE_DIR=str(directory / "warm"),
             **({"JAXMNIST_DATA_DIR": data_dir} if data_dir else {}),
         )
-        self.platform = "cpu"
+        self.train_command = [sys.executable, str(TRAIN), "--device", device]
 
     def prepare(self) -> None:
         """Write MNIST where the peers read it, and into the caches that ours start from."""
@@ -123,22 +160,16 @@ class Bench:
         from jaxmnist import load_mnist
         from jaxmnist.datasets.cache import cache_dir
 
-        train, test = load_mnist()
-        np.savez(
-            self.directory / "mnist.npz",
-            train_images=train.images,
-            train_labels=train.labels.astype(np.uint8),
-            test_images=test.images,
-            test_labels=test.labels.astype(np.uint8),
-        )
+        arrays: Any = {
+            f"{part}_{what}": np.asarray(values, np.uint8)
+            for part, dataset in zip(("train", "test"), load_mnist(), strict=True)
+            for what, values in dataset._asdict().items()
+        }
+        np.savez(self.directory / "mnist.npz", **arrays)
         (self.directory / "data").mkdir()
         for path in cache_dir().glob("mnist*"):
             shutil.copy(path, self.directory / "data")
         shutil.copytree(self.directory / "data", self.directory / "warm")
-
-    def train_command(self) -> list[str]:
-        """The command line of scripts/train.py."""
-        return [sys.executable, str(TRAIN), "--device", self.config.device]
 
     def peak(self) -> dict[str, Any]:
         """GFLOP/s of large matmuls, and the device that JAX computes on."""
@@ -148,114 +179,101 @@ class Bench:
         if done.code:
             raise JaxmnistError(f"JAX does not start: {last_line(done.stderr)}")
         result = json.loads(done.stdout)
-        if self.config.device == "gpu" and result["platform"] != "gpu":
+        if self.device == "gpu" and result["platform"] != "gpu":
             raise JaxmnistError(f"--device gpu: JAX finds no GPU, only {result['platform']}")
+        self.platform = result["platform"]
         return result
 
-    def time(self, name: str, record: Record) -> None:
-        """Run a program once and note what it gave."""
+    def run(self, name: str) -> Run:
+        """Run a program once."""
         program = PROGRAMS[name]
-        environment = self.ours if program.path == TRAIN else self.peers
+        environment = dict(self.ours if program.path == TRAIN else self.peers)
         if program.one_thread:
-            environment = {**environment, "PJRT_NPROC": "1"}
+            environment["PJRT_NPROC"] = "1"
         if name == "ours-cold":
             cold = self.directory / "cold"
             shutil.rmtree(cold, ignore_errors=True)
             shutil.copytree(self.directory / "data", cold)
-            environment = {**environment, "JAXMNIST_CACHE_DIR": str(cold)}
+            environment["JAXMNIST_CACHE_DIR"] = str(cold)
         if program.path == TRAIN:
-            command = self.train_command()
-        else:
-            command = [sys.executable, str(program.path), str(self.directory / "mnist.npz")]
-            command.append("cuda" if self.platform == "gpu" else "cpu")
-        done = _measure.measure(command, environment)
-        record.runs.append(done)
-        try:
-            if done.code:
-                raise ValueError(f"exit code {done.code}: {last_line(done.stderr)}")
-            result = read_result(done.stdout)
-        except (ValueError, LookupError) as error:
-            record.problem = f"failed: {error}"
-            return
-        record.results.append(result)
-        for key, (low, high) in EXPECTED.items():
-            if key in result and not low <= result[key] <= high:
-                record.problem = f"its {key} is {result[key]:.4f}, outside {low} to {high}"
+            return _measure.measure(self.train_command, environment)
+        device = "cuda" if self.platform == "gpu" else "cpu"
+        command = [sys.executable, str(program.path), str(self.directory / "mnist.npz"), device]
+        return _measure.measure(command, environment)
 
 
-def main(config: Config) -> None:
+def main(options: Options) -> None:
     """Measure, show, write."""
-    from jaxmnist.errors import UsageError
+    from jaxmnist.errors import Stopped
 
-    for path in (config.out, config.chart):
-        if path and not path.absolute().parent.is_dir():
-            raise UsageError(f"{path}: there is no directory {path.absolute().parent}")
-    if config.chart and not importlib.util.find_spec("matplotlib"):
-        raise UsageError("--chart needs matplotlib; the extra jaxmnist[plots] installs it")
+    if options.chart:
+        import matplotlib.figure  # noqa: F401  (missed now rather than after the work)
     with tempfile.TemporaryDirectory(prefix="jaxmnist-benchmark-") as name:
-        bench = Bench(config, Path(name))
+        bench = Bench(Path(name), options.device)
         bench.prepare()
-        if config.profile:
-            summary = summarize_profile(bench)
-            print(profile_table(summary))
+        if options.profile:
+            summary = profile(bench, options.runs)
+            print(profile_text(summary))
         else:
-            summary = measure_all(bench)
-            print(table(summary))
-    if config.out:
-        config.out.write_text(json.dumps(summary, indent=2) + "\n")
-    if config.chart:
-        draw_chart(summary, config.chart)
+            summary = measure_all(bench, options)
+            print(text(summary))
+    if options.out:
+        options.out.write_text(json.dumps(summary, indent=2) + "\n")
+    if options.chart:
+        save_chart(summary, options.chart)
+    if summary.get("stopped") == "Ctrl-C":
+        raise Stopped(signal.SIGINT, "interrupted; the turns before it are reported")
 
 
-def measure_all(bench: Bench) -> dict[str, Any]:
+def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
     """Time every program, in turns, and sum it up."""
     import tqdm
 
-    config, machine = bench.config, _measure.machine()
-    peaks = [bench.peak()]
-    bench.platform = peaks[0]["platform"]
+    deadline = time.monotonic() + 60 * options.time_limit if options.time_limit else float("inf")
+    machine, peaks, stopped = _measure.machine(), [bench.peak()], None
     records, skipped = {}, {}
     for name, program in PROGRAMS.items():
-        if (config.only and name not in config.only) or (
-            config.peers == "none" and not program.ours
-        ):
+        if options.only and name not in options.only:
             continue
-        reason = why_not(program, bench.platform)
-        if reason:
+        if options.peers == "none" and not program.ours:
+            continue
+        if reason := why_not(program, bench.platform):
             skipped[name] = reason
         else:
             records[name] = Record()
-    turns = [(number, name) for number in range(config.runs + 1) for name in records]
-    for number, name in tqdm.tqdm(turns, unit="run", leave=False, disable=None):
-        if number == 1 and not records[name].problem:
-            records[name] = Record()  # the first was to warm up
-        if not records[name].problem:
-            bench.time(name, records[name])
-        if number and name == turns[-1][1]:
-            peaks.append(bench.peak())
+    turns = [(turn, name) for turn in range(options.runs + 1) for name in records]
+    try:
+        for turn, name in tqdm.tqdm(turns, unit="run", leave=False, disable=None):
+            if time.monotonic() > deadline:
+                stopped = f"--time-limit {options.time_limit:g}"
+                break
+            if turn == 1 and not records[name].problem:
+                records[name] = Record()  # the first was to warm up
+            if not records[name].problem:
+                records[name].add(turn, bench.run(name))
+            if turn and name == turns[-1][1]:
+                peaks.append(bench.peak())
+    except KeyboardInterrupt:
+        stopped = "Ctrl-C"
     machine["load_average_after"] = os.getloadavg()[0]
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
     machine["device"] = cpu if bench.platform == "cpu" else peaks[0]["device"]
     peak = {library: max(p[library] for p in peaks) for library in ("numpy", "xla")}
-    summary = {"machine": machine, "runs": config.runs, "peak_gflops": peak, "skipped": skipped}
-    summary["embedded"] = {
-        name: summarize_embedded(name, records.pop(name)) for name in EMBEDDED if name in records
-    }
-    programs = {
-        name: summarize(name, record, max(peak.values())) for name, record in records.items()
-    }
-    for row in programs.values():
-        for key in ("whole_seconds", "train_seconds"):
-            ours = programs.get("ours", {}).get(key)
-            row[f"{key}_ratio"] = row[key]["median"] / ours["median"] if ours and row[key] else None
-    return summary | {"programs": programs}
+    ours = records.get("ours", Record())
+    summary: dict[str, Any] = {"machine": machine, "runs": options.runs, "stopped": stopped}
+    summary |= {"peak_gflops": peak, "skipped": skipped, "programs": {}, "embedded": {}}
+    for name, record in records.items():
+        if PROGRAMS[name].embedded:
+            summary["embedded"][name] = summarize_embedded(name, record)
+        elif record.runs:
+            summary["programs"][name] = summarize(name, record, ours, max(peak.values()))
+    return summary
 
 
 def why_not(program: Program, platform: str) -> str | None:
     """Why the program cannot be timed here, if it cannot."""
-    missing = [package for package in program.needs if not importlib.util.find_spec(package)]
-    if missing:
-        return f"{', '.join(missing)} is not installed"
+    if program.needs and not importlib.util.find_spec(program.needs):
+        return f"{program.needs} is not installed"
     if program.gpu and platform != "gpu":
         return "no GPU"
     if program.one_thread and platform != "cpu":
@@ -263,29 +281,30 @@ def why_not(program: Program, platform: str) -> str | None:
     return None
 
 
-def summarize(name: str, record: Record, peak: float) -> dict[str, Any]:
-    """The figures of one program."""
-    results = record.results
+def summarize(name: str, record: Record, ours: Record, peak: float) -> dict[str, Any]:
+    """The figures of one program; its ratios to ours are taken within each turn."""
     row: dict[str, Any] = {"label": PROGRAMS[name].label, "problem": record.problem}
-    whole = [done.seconds for done in record.runs if not done.code]
-    train = [result["train_seconds"] for result in results if "train_seconds" in result]
-    row["whole_seconds"] = _measure.spread(whole) if whole else None
-    row["train_seconds"] = _measure.spread(train) if train else None
-    row["peak_bytes"] = max(done.peak_bytes for done in record.runs)
-    for key in ("loss", "accuracy"):
-        row[key] = results[-1].get(key) if results else None
-    seconds = row["train_seconds"]["median"] if train else None
-    row["images_per_second"] = IMAGES / seconds if seconds else None
-    row["gflops"] = _measure.training_flops(SIZES, IMAGES) / seconds / 1e9 if seconds else None
-    row["share_of_peak"] = row["gflops"] / peak if seconds else None
+    for key in ("whole_seconds", "train_seconds"):
+        seconds, base = record.seconds(key), ours.seconds(key)
+        row[key] = spread(list(seconds.values()))
+        row[f"{key}_ratio"] = spread([seconds[t] / base[t] for t in seconds if t in base])
+    last = list(record.results.values())[-1:]
+    row |= {key: last[0].get(key) if last else None for key in EXPECTED}
+    row["peak_bytes"] = max(run.peak_bytes for run in record.runs.values())
+    train = row["train_seconds"]["median"] if row["train_seconds"] else None
+    row["images_per_second"] = IMAGES / train if train else None
+    row["gflops"] = _measure.training_flops(SIZES, IMAGES) / train / 1e9 if train else None
+    row["share_of_peak"] = row["gflops"] / peak if train else None
     return row
 
 
 def summarize_embedded(name: str, record: Record) -> dict[str, Any]:
     """The figures of a program that times single steps and many models at once."""
-    keys = record.results[0] if record.results else {}
-    spreads = {key: _measure.spread([result[key] for result in record.results]) for key in keys}
-    return {"label": PROGRAMS[name].label, "problem": record.problem, "figures": spreads}
+    results = list(record.results.values())
+    figures = (
+        {key: spread([result[key] for result in results]) for key in results[0]} if results else {}
+    )
+    return {"label": PROGRAMS[name].label, "problem": record.problem, "figures": figures}
 
 
 def read_result(stdout: str) -> dict[str, float]:
@@ -294,38 +313,114 @@ def read_result(stdout: str) -> dict[str, float]:
     if lines and lines[-1].startswith("{"):
         return json.loads(lines[-1])
     laps = _measure.read_laps(stdout)
-    epochs = [line.split() for line in lines if line.startswith("Training loss: ")]
+    epochs = re.findall(r"Training loss: ([\d.]+).*test accuracy: ([\d.]+)%", stdout)
     if not laps or not epochs:
         raise ValueError("it printed no result")
-    accuracy = float(epochs[-1][-1].rstrip("%")) / 100
-    return {"train_seconds": laps["train"], "loss": float(epochs[-1][2]), "accuracy": accuracy}
+    loss, percent = map(float, epochs[-1])
+    return {"train_seconds": laps["train"], "loss": loss, "accuracy": percent / 100}
 
 
-def last_line(text: str) -> str:
+def last_line(message: str) -> str:
     """The last line of an error, which says most."""
-    return (text.strip().splitlines() or ["no message"])[-1]
+    return (message.strip().splitlines() or ["no message"])[-1]
 
 
-def summarize_profile(bench: Bench) -> dict[str, Any]:
+def headline(machine: dict[str, Any]) -> str:
+    """The machine, in a line."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    busy = machine["load_average"]
+    line = f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}\n"
+    line += f"load average before: {busy:.2f}"
+    if busy > machine["cores"] / 4:
+        line += "\nWARNING: other programs are running, which slows these down unevenly"
+    return line
+
+
+def text(summary: dict[str, Any]) -> str:
+    """Everything measured, to be read; the table itself is Markdown."""
+    header = ["program", "whole process, s", "to ours", "training, s", "to ours"]
+    rows = [[*header, "images/s", "GFLOP/s", "of peak", "memory, MB"]]
+    notes = []
+    for name, row in summary["programs"].items():
+        ratios = [row["whole_seconds_ratio"], row["train_seconds_ratio"]]
+        unsure = name != "ours" and any(r and r["min"] < 1 < r["max"] for r in ratios)
+        if unsure:
+            notes.append(f"[~] {name}: faster than ours in one turn and slower in another")
+        cells = [row["label"] + (" [!]" if row["problem"] else "") + (" [~]" if unsure else "")]
+        for key in ("whole_seconds", "train_seconds"):
+            cells += [spread_text(row[key]), spread_text(row[f"{key}_ratio"])]
+        cells += [number(row["images_per_second"], ",.0f"), number(row["gflops"], ",.0f")]
+        cells += [number(row["share_of_peak"], ".0%"), number(row["peak_bytes"] / 1e6, ",.0f")]
+        rows.append(cells)
+    peak = summary["peak_gflops"]
+    lines = [headline(summary["machine"]), f"device: {summary['machine']['device']}", ""]
+    lines += [markdown(rows), ""] if summary["programs"] else []
+    lines += [f"Median (smallest to largest) of {summary['runs']} turns; ratios within each turn."]
+    lines += [f"Stopped early by {summary['stopped']}."] if summary["stopped"] else []
+    lines += [f"Matmul peak: NumPy {peak['numpy']:,.0f}, XLA {peak['xla']:,.0f} GFLOP/s."]
+    for row in summary["embedded"].values():
+        for key, values in row["figures"].items():
+            what = re.sub("models_([0-9]+)", r"\1 models at once", key).replace("_", " ")
+            lines.append(f"{row['label']}, {what}: {spread_text(values)}")
+    every = {**summary["programs"], **summary["embedded"]}
+    notes += [f"[!] {name}: {row['problem']}" for name, row in every.items() if row["problem"]]
+    notes += [f"Skipped: {name} ({reason})" for name, reason in summary["skipped"].items()]
+    return "\n".join(lines + notes)
+
+
+def number(value: float | None, form: str) -> str:
+    """A table's cell."""
+    return "" if value is None else format(value, form)
+
+
+def spread_text(values: dict[str, Any] | None) -> str:
+    """Median, smallest and largest."""
+    return "{median:.2f} ({min:.2f} to {max:.2f})".format(**values) if values else ""
+
+
+def save_chart(summary: dict[str, Any], path: Path) -> None:
+    """A bar for each program that ran."""
+    from jaxmnist.plots import time_bars
+
+    rows = [row for row in summary["programs"].values() if row["whole_seconds"]]
+    whole, train = (
+        [row[key]["median"] if row[key] else 0.0 for row in rows]
+        for key in ("whole_seconds", "train_seconds")
+    )
+    title = f"784-128-64-10 on MNIST, five epochs in batches of 64\n{summary['machine']['device']}"
+    figure = time_bars([row["label"] for row in rows], whole, train, title)
+    figure.savefig(path, dpi=160, transparent=True)
+
+
+def profile(bench: Bench, runs: int) -> dict[str, Any]:
     """Where the time of scripts/train.py goes, medians; and how long it takes unobserved."""
     from jaxmnist import JaxmnistError
 
     machine, record, profiles = _measure.machine(), Record(), []
-    for _ in range(bench.config.runs + 1):
-        bench.time("ours", record)
+    for turn in range(runs + 1):
+        record.add(turn, bench.run("ours"))
         try:
             if record.problem:
                 raise RuntimeError(record.problem)
-            profiles.append(_measure.profile(bench.train_command(), bench.ours))
+            profiles.append(_measure.profile(bench.train_command, bench.ours))
         except RuntimeError as error:
             raise JaxmnistError(f"scripts/train.py: {error}") from error
     seconds = {
         name: statistics.median(profile.get(name, 0.0) for profile in profiles[1:])
         for name in profiles[-1]
     }
-    plain = _measure.spread([done.seconds for done in record.runs[1:]])
+    plain = spread([run.seconds for turn, run in record.runs.items() if turn])
     return {"machine": machine, "profile_seconds": seconds, "unobserved_seconds": plain}
 
 
+def profile_text(summary: dict[str, Any]) -> str:
+    """The profile, to be read."""
+    seconds = summary["profile_seconds"]
+    rows = [["scripts/train.py", "seconds", "share"]]
+    rows += [[name, f"{s:.3f}", f"{s / seconds['whole']:.1%}"] for name, s in seconds.items()]
+    plain = spread_text(summary["unobserved_seconds"])
+    return f"{headline(summary['machine'])}\n\n{markdown(rows)}\n\nUnobserved: {plain} s"
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Options, __doc__)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from _cli import run
-from _report import grid as markdown
+from _tables import markdown
 
 from jaxmnist.runs.compile_cache import compile_cache
 from jaxmnist.runs.programs import WARNING, find_devices, load, make_optimizer
@@ -206,7 +206,7 @@ def table(config: Config, scores: Mapping[str, np.ndarray], diverged: np.ndarray
             row.append("" if math.isnan(mean) else f"{mean:{form}}{spread}")
     for row, count in zip(rows[1:], diverged.sum(axis=1), strict=True):
         row.append(f"{count} of {config.seeds}")
-    return "\n".join(markdown(rows))
+    return markdown(rows)
 
 
 def write_csv(

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from jaxmnist.errors import Stopped
 from tests.helpers import ROOT
 
 
@@ -38,6 +39,7 @@ def test_spread(measure):
         "max": 10.0,
         "runs": [3.0, 1.0, 2.0, 10.0],
     }
+    assert measure.spread([]) is None
 
 
 def test_nested_spans_count_once(measure):
@@ -69,8 +71,8 @@ def test_no_settings_of_threads_reach_a_program(measure, monkeypatch):
 
 def test_trainings_are_read(benchmark):
     words = """Data: here
-Training loss: 0.435781   test loss: 0.393910   test accuracy: 89.02%
-Training loss: 0.392068   test loss: 0.360493   test accuracy: 89.96%
+Epoch 1/2   Training loss: 0.435781   test loss: 0.393910   test accuracy: 89.02%
+Epoch 2/2   Training loss: 0.392068   test loss: 0.360493   test accuracy: 89.96%
 
 Trained on here
   5 epochs of 938 steps on cpu (cpu)
@@ -106,9 +108,8 @@ def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
     assert ours["gflops"] == pytest.approx(136.32 / train)
     assert ours["peak_bytes"] > 50e6
     assert len(imports["whole_seconds"]["runs"]) == 1
-    assert imports["whole_seconds_ratio"] == pytest.approx(
-        imports["whole_seconds"]["median"] / whole
-    )
+    expected = pytest.approx(imports["whole_seconds"]["median"] / whole)
+    assert imports["whole_seconds_ratio"]["median"] == expected
     assert imports["train_seconds"] is None
     for row in (ours, imports):
         assert row["label"] in stdout
@@ -134,11 +135,11 @@ def programs(benchmark, monkeypatch, tmp_path):
         "fails": program("fails", "raise SystemExit('no such thing')"),
         "silent": program("silent", "pass"),
         "wrong": program("wrong", f"print({good.replace('0.39', '2.3')!r})"),
-        "absent": program("absent", "pass", needs=("no_such_package",)),
+        "absent": program("absent", "pass", needs="no_such_package"),
         "graphs": program("graphs", "pass", gpu=True),
         "last": program("last", f"print({good.replace('2.0', '3.0')!r})"),
-        "embedded": program("embedded", STEPS, ours=True),
-        "embedded-1": program("embedded-1", STEPS, ours=True, one_thread=True),
+        "embedded": program("embedded", STEPS, ours=True, embedded=True),
+        "embedded-1": program("embedded-1", STEPS, ours=True, embedded=True, one_thread=True),
     }
     monkeypatch.setattr(benchmark, "PROGRAMS", made)
     monkeypatch.setattr(benchmark.Bench, "prepare", lambda bench: None)
@@ -148,7 +149,7 @@ def programs(benchmark, monkeypatch, tmp_path):
 @pytest.mark.usefixtures("programs")
 def test_a_peer_that_cannot_is_named_and_the_others_go_on(benchmark, capsys, tmp_path):
     out = tmp_path / "out.json"
-    benchmark.main(benchmark.Config(runs=3, out=out))
+    benchmark.main(benchmark.Options(runs=3, out=out))
     text, summary = capsys.readouterr().out, json.loads(out.read_text())
     assert "Skipped: absent (no_such_package is not installed)" in text
     assert "Skipped: graphs (no GPU)" in text
@@ -158,14 +159,73 @@ def test_a_peer_that_cannot_is_named_and_the_others_go_on(benchmark, capsys, tmp
     rows = summary["programs"]
     assert [name for name, row in rows.items() if row["problem"]] == ["fails", "silent", "wrong"]
     assert len(rows["last"]["whole_seconds"]["runs"]) == 3
-    assert rows["last"]["train_seconds_ratio"] == 1.5
+    assert rows["last"]["train_seconds_ratio"]["median"] == 1.5
     assert rows["last"]["share_of_peak"] == pytest.approx(136.32 / 3 / 100)
+
+
+def test_ratios_are_of_programs_that_ran_in_the_same_turn(benchmark, measure):
+    """By hand: a machine twice as slow in the second turn; and one run of ours that failed."""
+
+    def record(*seconds):
+        record = benchmark.Record()
+        for turn, whole in enumerate(seconds, 1):
+            result = json.dumps({"train_seconds": whole / 2, "loss": 0.39, "accuracy": 0.9})
+            code = 0 if whole else 1
+            record.add(turn, measure.Run(whole, 1_000_000, code, result, "it failed"))
+        return record
+
+    ours, other = record(1.0, 2.0, 0.0), record(1.5, 3.2, 9.0)
+    row = benchmark.summarize("numpy", other, ours, 100.0)
+    assert row["whole_seconds_ratio"]["runs"] == row["train_seconds_ratio"]["runs"] == [1.5, 1.6]
+    assert row["whole_seconds"]["median"] == 3.2
+    assert ours.problem == "failed: exit code 1: it failed"
+    unsure = benchmark.summarize("numpy", record(0.9, 2.2), record(1.0, 2.0), 100.0)
+    machine = {
+        "cpu": "x",
+        "cores": 2,
+        "python": "3",
+        "versions": {},
+        "load_average": 0,
+        "device": "",
+    }
+    summary = {"machine": machine, "runs": 2, "stopped": None, "skipped": {}, "embedded": {}}
+    summary |= {"peak_gflops": {"numpy": 1.0, "xla": 1.0}, "programs": {"numpy": unsure}}
+    assert "OpenBLAS [~]" in benchmark.text(summary)
+    assert "[~] numpy: faster than ours in one turn and slower in another" in benchmark.text(
+        summary
+    )
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("how", ["Ctrl-C", "--time-limit 0.0001"])
+def test_what_was_measured_is_kept(benchmark, monkeypatch, capsys, tmp_path, how):
+    run, count, out = benchmark.Bench.run, iter(range(100)), tmp_path / "out.json"
+
+    def interrupted(bench, name):
+        if next(count) == 8 and how == "Ctrl-C":
+            raise KeyboardInterrupt
+        return run(bench, name)
+
+    monkeypatch.setattr(benchmark.Bench, "run", interrupted)
+    limit = 0.0001 if how != "Ctrl-C" else 0.0
+    options = benchmark.Options(runs=100, only=("ours", "last"), out=out, time_limit=limit)
+    if how == "Ctrl-C":
+        with pytest.raises(Stopped, match="interrupted") as stop:
+            benchmark.main(options)
+        assert stop.value.code == 130
+    else:
+        benchmark.main(options)
+    assert f"Stopped early by {how}." in capsys.readouterr().out
+    summary = json.loads(out.read_text())
+    assert summary["stopped"] == how
+    if how == "Ctrl-C":
+        assert len(summary["programs"]["last"]["train_seconds_ratio"]["runs"]) == 3
 
 
 @pytest.mark.usefixtures("programs")
 def test_embedded(benchmark, capsys, tmp_path):
     out = tmp_path / "out.json"
-    benchmark.main(benchmark.Config(runs=2, only=("embedded", "embedded-1"), out=out))
+    benchmark.main(benchmark.Options(runs=2, only=("embedded", "embedded-1"), out=out))
     text, summary = capsys.readouterr().out, json.loads(out.read_text())
     assert "embedded, loop to scan: 1.50 (1.50 to 1.50)" in text
     assert "embedded-1, loop to scan: 1.00 (1.00 to 1.00)" in text
@@ -180,7 +240,7 @@ def test_one_thread_is_timed_on_cpus(benchmark, platform, skipped):
 
 @pytest.mark.usefixtures("programs")
 def test_peers_none(benchmark, capsys):
-    benchmark.main(benchmark.Config(runs=1, peers="none"))
+    benchmark.main(benchmark.Options(runs=1, peers="none"))
     assert "last" not in capsys.readouterr().out
 
 

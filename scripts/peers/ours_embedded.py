@@ -23,6 +23,7 @@ from jaxmnist import (
     batches,
     epoch_order,
     init_state,
+    make_objective,
     make_train_epoch,
     make_train_step,
     train,
@@ -43,7 +44,7 @@ host = Dataset(images.reshape(-1, 28, 28), labels)
 dataset = jax.device_put(host)
 n, steps = len(labels), EPOCHS * -(-len(labels) // BATCH)
 model, tx = MLP(), optax.sgd(RATE)
-train_step = make_train_step(model.apply, tx)
+train_step = make_train_step(make_objective(model.apply), tx)
 step = jax.jit(train_step, donate_argnums=0)
 
 
@@ -105,7 +106,10 @@ def matmuls(weights: list[jax.Array], rows: jax.Array) -> list[jax.Array]:
 
 def member(key: jax.Array, rate: jax.Array, dataset: Dataset) -> jax.Array:
     """The whole training of one of many models; gives the mean loss of the last epoch."""
-    _, metrics = train(key, dataset, model, optax.sgd(rate), epochs=EPOCHS, batch_size=BATCH)
+    tx = optax.sgd(rate)
+    member_step = make_train_step(make_objective(model.apply), tx)
+    state = init_state(key, model, tx)
+    _, metrics = train(key, dataset, state, member_step, epochs=EPOCHS, batch_size=BATCH)
     return metrics["loss"][-1].mean()
 
 
