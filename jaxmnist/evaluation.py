@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxmnist.checks import check_batch_size, check_labels, check_logits, num_examples
-from jaxmnist.data import Dataset, on_auto_axes
+from jaxmnist.data import on_auto_axes
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import ApplyFn, Examples, LossFn, Metrics, Params, Transform
@@ -39,12 +39,12 @@ def make_metrics(
     classes is a ValueError; in a compiled program it makes loss and accuracy NaN.
     """
 
-    def logits_fn(params: Params, batch: Dataset) -> Any:
+    def logits_fn(params: Params, batch: Examples) -> Any:
         logits = apply_fn(params, transform(batch.images))
         check_logits(logits, batch.labels.shape)
         return logits
 
-    def metrics_fn(logits: Any, dataset: Dataset) -> Metrics:
+    def metrics_fn(logits: Any, dataset: Examples) -> Metrics:
         labels, classes = dataset.labels, logits.shape[-1]
         check_labels(labels, classes)
         losses = loss_fn(logits, labels)

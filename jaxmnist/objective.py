@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxmnist.checks import check_loss, named_arguments, num_examples
-from jaxmnist.data import Dataset
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import (
@@ -38,7 +37,7 @@ def make_objective(
         transform: what happens to a batch's images first, inside the step.
     """
 
-    def objective(params: Params, batch: Dataset) -> Any:
+    def objective(params: Params, batch: Examples) -> Any:
         with jax.named_scope("transform"):
             images = transform(batch.images)
         logits = apply_fn(params, images)

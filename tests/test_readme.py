@@ -89,7 +89,8 @@ def test_all_commands_run_from_nothing(clone, tmp_path, mnist_dir):
             run(block, clone, environment)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+# test_cookbook.py runs those of the cookbook, on fewer images.
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "jaxmnist/README.md"])
 def test_the_examples_run(tmp_path, document, mnist_dir):
     """As one program, in a directory of its own, without a warning."""
     program = tmp_path / "example.py"
