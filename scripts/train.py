@@ -122,8 +122,9 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
         )
         if training.init and state is None:
             params = randomness.load_params(training.init, params)
+        state = state or TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        state = compiled.place(state)
         compiled.wait()
-    state = compiled.place(state or TrainState(jnp.zeros((), jnp.int32), params, tx.init(params)))
     clock.lap("compile")
 
     state = run_epochs(state, compiled, orders, step_losses, options, group, directory, clock)

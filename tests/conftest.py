@@ -22,6 +22,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as scripts/_cli.py does, which comes
 import jax  # noqa: E402
 
 from jaxmnist.data import Dataset  # noqa: E402
+from jaxmnist.datasets import synthetic  # noqa: E402
 from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 
@@ -113,6 +114,16 @@ def blank_dir(tmp_path, blank_files) -> Path:
     for name, content in blank_files.items():
         (directory / name).write_bytes(content)
     return directory
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Drawn digits are few, and quickly made."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (1200, 28, 28), np.uint8), np.arange(1200) % 10
+    data = Dataset(images, labels.astype(np.int32))
+    parts = Dataset(*(x[:1000] for x in data)), Dataset(*(x[1000:] for x in data))
+    monkeypatch.setattr(synthetic, "load_synthetic", lambda seed=0: parts)
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before JAX is imported, which the sc
 import jaxmnist
 from jaxmnist import Dataset
 from jaxmnist.datasets import synthetic
+from jaxmnist.runs import run_logs
 
 traced = 0
-load, make = synthetic.load_synthetic, jaxmnist.make_train_step
+load, make = synthetic.load_synthetic, jaxmnist.make_objective
+add = run_logs.RunLogs.add_record
 
 
 def load_little(seed):
@@ -41,17 +43,13 @@ def holding():
     return {"memory": pages * resource.getpagesize(), "files": files, "traced": traced}
 
 
+def add_and_tell(logs, record):
+    add(logs, record)
+    print(json.dumps(holding()), flush=True)
+
+
 if __name__ == "__main__":
-    synthetic.load_synthetic, jaxmnist.make_train_step = load_little, make_counting
+    synthetic.load_synthetic, jaxmnist.make_objective = load_little, make_counting
+    run_logs.RunLogs.add_record = add_and_tell
     sys.argv = sys.argv[1:]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
-    import _output
-
-    add = _output.Output.add
-
-    def add_and_tell(output, record):
-        add(output, record)
-        print(json.dumps(holding()), flush=True)
-
-    _output.Output.add = add_and_tell
     runpy.run_path(sys.argv[0], run_name="__main__")

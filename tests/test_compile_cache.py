@@ -2,25 +2,20 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT
+
+from jaxmnist.runs import compile_cache
+from tests import helpers
 
 
 def train(cache, *options) -> str:
-    """The epochs' lines of a run in a process of its own."""
-    command = [sys.executable, ROOT / "scripts" / "train.py", "--dataset", "synthetic"]
-    done = subprocess.run(
-        [*command, "--epochs", "1", *options],
-        env={"JAXMNIST_CACHE_DIR": str(cache), "PATH": "/usr/bin", "HOME": str(cache)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return next(line for line in done.stdout.splitlines() if line.startswith("Training loss"))
+    """The line about the epoch of a run in a process of its own."""
+    environment = {"JAXMNIST_CACHE_DIR": str(cache), "PATH": "/usr/bin", "HOME": str(cache)}
+    options = ("--dataset", "synthetic", "--epochs", 1, *options)
+    (line,) = helpers.epoch_lines(helpers.train(*options, env=environment))
+    return line
 
 
 def entries(cache):
@@ -69,14 +64,11 @@ def test_damaged_foreign_and_unknown_entries_change_nothing(filled, cache):
 
 
 def test_the_oldest_are_removed_where_there_are_many(cache, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import _compile_cache
-
     for k, path in enumerate(entries(cache)):
         os.utime(path, (k, k))
     newest = entries(cache)[-3:]
-    monkeypatch.setattr(_compile_cache, "KEPT", 3)
-    with _compile_cache.compile_cache(cache):
+    monkeypatch.setattr(compile_cache, "KEPT", 3)
+    with compile_cache.compile_cache(cache):
         pass
     assert entries(cache) == newest
     assert all(path.with_name(f"{path.name}.sha256").exists() for path in newest)
@@ -98,6 +90,33 @@ def test_a_directory_that_others_can_write_to_is_not_used(filled, cache):
     place.chmod(0o777)
     assert train(cache) == filled[2]
     assert entries(cache) == []
+
+
+@pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="only root can give away files")
+@pytest.mark.parametrize("whose", ["another user's", "open to all", "a link to another user's"])
+def test_every_directory_on_the_way_must_be_safe(tmp_path, whose):
+    """Field case F31: who owns a parent could put another directory in a checked one's place."""
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    place = parent / "cache"
+    if whose == "open to all":
+        parent.chmod(0o777)
+    else:
+        os.chown(parent, 12345, 12345)
+    if whose == "a link to another user's":
+        place = tmp_path / "link"
+        place.symlink_to(parent)
+    assert compile_cache._private_directory(place / "programs") is None
+    os.chown(parent, os.getuid(), os.getgid())
+    parent.chmod(0o755)
+    safe = compile_cache._private_directory(place / "programs")
+    assert safe == (place / "programs").resolve()
+
+
+def test_a_sticky_directory_on_the_way_is_safe(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    assert compile_cache._private_directory(tmp_path / "tmp" / "mine") is not None
 
 
 def test_it_can_be_turned_off(filled, cache):

@@ -185,19 +185,6 @@ def test_events_that_could_not_be_written_are_made_anew(tmp_path):
     assert scalars(tmp_path) == {"train/step_loss": entries}
 
 
-@pytest.fixture
-def few_digits(monkeypatch):
-    """Drawn digits are few, and quickly made."""
-    from jaxmnist import Dataset
-    from jaxmnist.datasets import synthetic
-
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (1200, 28, 28), np.uint8), np.arange(1200) % 10
-    data = Dataset(images, labels.astype(np.int32))
-    parts = Dataset(*(x[:1000] for x in data)), Dataset(*(x[1000:] for x in data))
-    monkeypatch.setattr(synthetic, "load_synthetic", lambda seed=0: parts)
-
-
 # 34 steps an epoch, in pieces for which the tests' common cache keeps the programs
 QUICK = ("--dataset", "synthetic", "--batch-size", 30)
 QUICK += ("--checkpoint-unit", "steps", "--checkpoint-every", 20)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
-COMMAND = [sys.executable, ROOT / "tests" / "long_run.py", ROOT / "scripts" / "train.py"]
+from tests.helpers import ROOT, TRAIN
+
+COMMAND = [sys.executable, ROOT / "tests" / "long_run.py", TRAIN]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to see memory in")

@@ -96,7 +96,9 @@ class Programs:
         """Wait until all is compiled; a JaxmnistError where a program will not fit in memory."""
         for future in (*self._testing.values(), *self._training.values()):
             analysis = future.result().memory_analysis()
-            memory.check(getattr(analysis, "temp_size_in_bytes", 0), self._device, "training")
+            memory.check(
+                getattr(analysis, "temp_size_in_bytes", 0), self._device, "a step of this size"
+            )
 
     def epochs(self, orders: Orders, size: int, done: int) -> Iterator[tuple[int, list[Chunk]]]:
         """The number of each epoch and its chunks of `size` steps, after step `done` of the run."""
@@ -185,7 +187,7 @@ def state_shapes(model: Model, tx: Optimizer, device: jax.Device) -> TrainState:
 
     shapes = jax.eval_shape(first_state)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params))]
-    memory.check(sum(sizes), device, "the model, its optimizer's state and its gradients")
+    memory.check(sum(sizes), device, "training a model of this size")
     return shapes
 
 
