@@ -1,93 +1,93 @@
-"""Many trainings at once: one pure run, mapped over seeds and settings, shared out over devices.
+"""Populations: one pure function of a member, mapped over many members on all devices.
 
-The members of a sweep know nothing of one another, so each device trains its own, and nothing is
-sent between them. Each is the run that the same function gives alone.
+The members know nothing of one another, so each device computes its own, and nothing is sent
+between them. Each member gets the result that the same function gives it alone.
 """
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Bool, Float, PRNGKeyArray, UInt32
+from jaxtyping import Int
 
 from jaxmnist.errors import JaxmnistError
+from jaxmnist.machine import free_memory
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+MEMORY_SHARE = 0.75  # of the free memory may be used; the rest is for what XLA's account leaves out
+ACCELERATOR_WIDTH = 256  # members at once: 10 GFLOP a step of the notebook's model fill any
 
-SHARE = 0.75  # of the free memory may be used; the rest is for what XLA's account leaves out
-AT_ONCE = 256  # members on an accelerator: 10 GFLOP a step of the notebook's model fill any
-
-Run = Callable[[PRNGKeyArray, Any, Any], Any]  # (key, setting, data) -> arrays
-
-
-class Members(NamedTuple):
-    """What the members of a sweep differ in, along the first axis of each array."""
-
-    seeds: UInt32[np.ndarray, " members"]
-    settings: Any  # a pytree of arrays [members, ...], for instance learning rates
+Run = Callable[[Any, Any], Any]  # (member, data) -> arrays
+Chunk = tuple[Int[np.ndarray, " chunk"], Any]  # the members' row numbers, their results
 
 
-class Sweep(NamedTuple):
-    """A sweep that is compiled and not yet run."""
+class Job(NamedTuple):
+    """Members of one program, some of which are to be computed."""
 
-    members: Members
+    run: Run
+    members: Any  # all of them: how many go into a chunk does not depend on what is left
+    rows: Int[np.ndarray, " left"]  # the numbers of those that are left
+
+
+class Population(NamedTuple):
+    """The compiled program of a population; `run_chunks` calls it."""
+
+    program: jax.stages.Compiled
     data: Any  # lies on every device
     mesh: Mesh
-    program: jax.stages.Compiled
-    at_once: int  # members a call of the program trains, on all devices together
+    chunk: int  # members a call of the program computes, on all devices
     memory: int  # bytes that a call takes on each device, the data included, as XLA counts them
 
 
-def grid(settings: Sequence[float], seeds: Sequence[int]) -> Members:
-    """Every setting with every seed; the seeds of the first setting come first."""
-    return Members(
-        np.tile(np.asarray(seeds, np.uint32), len(settings)),
-        np.repeat(np.asarray(settings, np.float32), len(seeds)),
-    )
-
-
-def compile_sweep(
+def compile_population(
     run: Run,
-    members: Members,
+    members: Any,
     data: Any,
     *,
     devices: Sequence[jax.Device] | None = None,
     width: int | None = None,
     free: int | None = None,
-) -> Sweep:
-    """Compile the one program that trains the members, as many at once as memory lets.
+) -> Population:
+    """Compile the one program for all members, for as many at once as fit into the memory.
 
     Args:
-        run: `run(key, setting, data) -> arrays`, pure, what is done for one member; for instance
-            `lambda key, rate, data: train(key, data, MLP(), optax.sgd(rate))[1]`.
-        members: the seeds, `jax.random.key(seed)` being the run's key, and the settings.
-        data: what all runs read, a pytree of arrays; each device is given it once.
-        devices: where to train, by default all of this process. A CPU is a single one unless
+        run: `run(member, data) -> arrays`, pure, what is done for one member.
+        members: a pytree of arrays `[members, ...]`, what the members differ in: seeds, learning
+            rates, whole training states. Only shapes and dtypes are read.
+        data: what all members read, a pytree of arrays; each device is given it once.
+        devices: where to compute, by default all of this process. A CPU is a single one unless
             `jax_num_cpu_devices` says otherwise; one a core is the quickest by far.
-        width: how many members a device trains at once, at most. By default `AT_ONCE`, but 1 on
-            CPUs, where a core has enough to do with one: of 8 in a vmap each takes 15 % longer.
-        free: bytes that may be used on each device, by default `SHARE` of what is free there.
+        width: how many members a device computes at once, at most. By default
+            `ACCELERATOR_WIDTH`, but 1 on CPUs, where a core has enough to do with one: of 8 in a
+            vmap each takes 15 % longer.
+        free: bytes that may be used on each device, by default `MEMORY_SHARE` of what is free.
 
     Raises:
-        ValueError: there are no members, or not as many settings as seeds.
+        ValueError: there are no members, or the arrays have not the same number of them.
         JaxmnistError: not even one member on each device fits into its memory.
+
+    Example: ten steps of gradient descent at each of four learning rates.
+
+    >>> import jax, numpy as np
+    >>> from jaxmnist.sweep import compile_population, run_population
+    >>> def descend(rate, target):
+    ...     return jax.lax.fori_loop(0, 10, lambda _, x: x - rate * (x - target), 0.0)
+    >>> rates, target = np.float32([0.0, 0.5, 1.0, 2.0]), np.float32(1024)
+    >>> population = compile_population(descend, rates, target)
+    >>> run_population(population, rates).tolist()
+    [0.0, 1023.0, 1024.0, 0.0]
     """
-    count = len(members.seeds)
-    if {len(leaf) for leaf in jax.tree.leaves(members)} != {count} or not count:
-        raise ValueError("a sweep needs at least one member, and a seed and a setting for each")
+    count = count_members(members)
     devices = jax.local_devices() if devices is None else devices
     devices = devices[: -(-count // -(-count // len(devices)))]  # all of them equally busy
-    platform = devices[0].platform
     if width is None:
-        width = 1 if platform == "cpu" else AT_ONCE
+        width = 1 if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
     if free is None:
         found = free_memory(devices)
-        free = None if found is None else int(SHARE * found)
+        free = None if found is None else int(MEMORY_SHARE * found)
     mesh = jax.make_mesh((len(devices),), ("members",), (AxisType.Auto,), devices=devices)
     while True:
         calls = -(-count // (width * mesh.size))
@@ -97,123 +97,103 @@ def compile_sweep(
         if free is None or memory <= free:
             break
         if width == 1:
-            several = platform == "cpu" and mesh.size > 1
-            raise JaxmnistError(
-                f"one model on each of {mesh.size} devices ({platform}) takes {memory / 1e9:.2f} GB"
-                f" there, and {free / 1e9:.2f} GB may be used: choose a smaller model or batch size"
-                + (", or fewer cores by JAX_NUM_CPU_DEVICES=N" if several else "")
-            )
+            raise JaxmnistError(_too_large(mesh, memory, free))
         width = max(1, min(width - 1, int(width * free / memory)))
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-    return Sweep(members, data, mesh, program, width * mesh.size, memory)
+    return Population(program, data, mesh, width * mesh.size, memory)
 
 
-def run_sweep(sweep: Sweep, on_call: Callable[[int], object] | None = None) -> Any:
-    """Train all members: what the run gives, as NumPy arrays with the axis [members] in front.
-
-    `on_call(n)` is told whenever n more members are trained.
-    """
-    count, results = len(sweep.members.seeds), []
-    for first in range(0, count, sweep.at_once):
-        rows = np.arange(first, first + sweep.at_once) % count  # the last call is filled up
-        members = jax.tree.map(lambda values, rows=rows: values[rows], sweep.members)
-        results.append(jax.device_get(sweep.program(members, sweep.data)))
-        if on_call is not None:
-            on_call(min(sweep.at_once, count - first))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
-
-
-def over_seeds(
-    values: Float[np.ndarray, "settings seeds epochs"], diverged: Bool[np.ndarray, "settings seeds"]
-) -> tuple[Float[np.ndarray, "settings epochs"], Float[np.ndarray, "settings epochs"]]:
-    """Mean and sample standard deviation over the seeds that have not diverged.
-
-    They are not a number where no seed is left, and the deviation also where only one is.
-    """
-    left_out = np.broadcast_to(diverged[:, :, None], values.shape)
-    kept = np.ma.masked_array(values, left_out)
-    return kept.mean(axis=1).filled(np.nan), kept.std(axis=1, ddof=1).filled(np.nan)
-
-
-def sweep_figure(
-    scores: Mapping[str, Float[np.ndarray, "settings seeds epochs"]],
-    diverged: Bool[np.ndarray, "settings seeds"],
-    labels: Sequence[str],
-) -> "Figure":
-    """Loss and accuracy against epochs: a line for the mean of each setting's seeds, in a band.
-
-    The band reaches a standard deviation up and down. Seeds that have diverged are left out.
+def run_chunks(population: Population, members: Any) -> Iterator[Chunk]:
+    """The results of the members, chunk by chunk, each as soon as it is computed.
 
     Args:
-        scores: "train_loss", the mean of each epoch, and "test_loss", in nats; "test_accuracy".
-        diverged: which to leave out; the legend tells how many.
-        labels: what the legend calls each setting.
+        population: the compiled program.
+        members: like those that it was compiled for, any number of them.
+
+    Yields:
+        The row numbers of a chunk's members, and their results: what the run gives, as NumPy arrays
+        (typed PRNG keys as JAX's) with the axis `[chunk]` in front.
+
+    Raises:
+        JaxmnistError: a device has run out of memory.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    panels = {
-        "train_loss": "training loss (nats), mean of the epoch",
-        "test_loss": "test loss (nats)",
-        "test_accuracy": "test accuracy",
-    }
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(labels)))
-    for axes, (name, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        epochs = np.arange(1, scores[name].shape[-1] + 1)
-        for row, setting, color, mean, deviation in zip(
-            diverged, labels, colors, *over_seeds(scores[name], diverged), strict=True
-        ):
-            if row.any():
-                setting += f" ({row.sum()} of {row.size} diverged)"
-            band = np.nan_to_num(deviation)  # a single seed has none
-            axes.errorbar(
-                epochs, mean, band, fmt="o-", ms=3, elinewidth=1, color=color, label=setting
-            )
-            axes.fill_between(
-                epochs, mean - band, mean + band, color=color, alpha=0.25, linewidth=0
-            )
-        axes.set(xlabel="epochs", xlim=(0.5, epochs.size + 0.5), ylabel=label)
-        if name == "test_accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        elif not diverged.all():  # matplotlib has no logarithm of nothing
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            low, high = axes.get_ylim()
-            axes.yaxis.set_minor_formatter("{x:g}" if high < 30 * low else NullFormatter())
-            axes.tick_params(which="minor", labelsize=7)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
-    )
-    return figure
+    count, split = count_members(members), NamedSharding(population.mesh, PartitionSpec("members"))
+    for first in range(0, count, population.chunk):
+        rows = np.arange(first, first + population.chunk) % count  # the last call is filled up
+        chunk = jax.tree.map(lambda values, rows=rows: values[rows], members)
+        chunk = jax.device_put(chunk, split)
+        real = min(population.chunk, count - first)
+        try:
+            results = jax.device_get(population.program(chunk, population.data))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise JaxmnistError(
+                f"{population.chunk} models at once need {population.memory / 1e9:.2f} GB on each "
+                "device, which is no longer free there; end what else uses it, or train fewer"
+            ) from None
+        yield rows[:real], jax.tree.map(lambda values, real=real: values[:real], results)
 
 
-def free_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that each of the devices has left, the least of them; None where nothing tells.
+def run_jobs(
+    jobs: Sequence[Job], data: Any, *, devices: Sequence[jax.Device] | None = None
+) -> Iterator[tuple[int, Population, Chunk]]:
+    """The results of several programs, chunk by chunk; each is compiled while the one before runs.
 
-    CPU devices share what Linux calls available, or the container's limit if that is less.
+    Args:
+        jobs: what to compute, one program after the other.
+        data, devices: as in `compile_population`.
+
+    Yields:
+        The number of the job, its program, and a chunk as of `run_chunks`.
+
+    Raises:
+        ValueError, JaxmnistError: as in `compile_population` and `run_chunks`.
     """
-    if devices[0].platform != "cpu":
-        stats = [device.memory_stats() for device in devices]
-        return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats) if all(stats) else None
-    found = []
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    with contextlib.suppress(OSError, ValueError):  # where there is no limit it reads "max"
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found) // len(devices) if found else None
+    devices = jax.local_devices() if devices is None else devices
+    found = free_memory(devices)  # now: later a program will have its memory
+    free = None if found is None else int(MEMORY_SHARE * found)
+
+    def compile_job(job: Job) -> Population:
+        return compile_population(job.run, job.members, data, devices=devices, free=free)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(compile_job, jobs[0]) if jobs else None
+        for number, job in enumerate(jobs):
+            assert following is not None
+            population = following.result()
+            if number + 1 < len(jobs):
+                following = pool.submit(compile_job, jobs[number + 1])
+            left = jax.tree.map(lambda values, job=job: values[job.rows], job.members)
+            for rows, results in run_chunks(population, left):
+                yield number, population, (job.rows[rows], results)
 
 
-def _compile(run: Run, members: Members, data: Any, mesh: Mesh, width: int) -> jax.stages.Compiled:
+def run_population(population: Population, members: Any) -> Any:
+    """The results of all members, with the axis `[members]` in front."""
+    results = [results for _, results in run_chunks(population, members)]
+    return jax.tree.map(lambda *chunks: _concatenate(chunks), *results)
+
+
+def count_members(members: Any) -> int:
+    """The length of the first axis, which all arrays of the pytree must share."""
+    lengths = {len(leaf) for leaf in jax.tree.leaves(members)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError("a population needs at least one member, and all its arrays one length")
+    return lengths.pop()
+
+
+def _concatenate(chunks: Sequence[Any]) -> Any:
+    typed_keys = isinstance(chunks[0], jax.Array)  # NumPy has no dtype for them
+    return jnp.concatenate(chunks) if typed_keys else np.concatenate(chunks)
+
+
+def _compile(run: Run, members: Any, data: Any, mesh: Mesh, width: int) -> jax.stages.Compiled:
     """The program for `width` members on each device of the mesh."""
 
-    def run_all(members: Members, data: Any) -> Any:
-        def run_one(member: Members) -> Any:
-            return run(jax.random.key(member.seeds), member.settings, data)
+    def run_all(members: Any, data: Any) -> Any:
+        def run_one(member: Any) -> Any:
+            return run(member, data)
 
         # A batch of one makes XLA's matmuls on CPUs 15 % slower, a loop of one does not.
         return jax.lax.map(run_one, members) if width == 1 else jax.vmap(run_one)(members)
@@ -231,11 +211,12 @@ def _compile(run: Run, members: Members, data: Any, mesh: Mesh, width: int) -> j
 def _shapes(tree: Any, sharding: NamedSharding, count: tuple[int, ...] = ()) -> Any:
     """The tree's shapes, dtypes and sharding; `count` replaces the first axes' sizes."""
 
-    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)  # float32 for the float64 of NumPy
-        return jax.ShapeDtypeStruct(count + leaf.shape[len(count) :], dtype, sharding=sharding)
+    def shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = count + leaf.shape[len(count) :]
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(shape, tree)
+    # As JAX will see them: float32 for the float64 of NumPy.
+    return jax.tree.map(shape, jax.eval_shape(lambda tree: tree, tree))
 
 
 def _memory(program: jax.stages.Compiled) -> int:
@@ -243,3 +224,13 @@ def _memory(program: jax.stages.Compiled) -> int:
     sizes: Any = program.memory_analysis()
     kinds = ("argument", "output", "temp", "generated_code")
     return sum(getattr(sizes, f"{kind}_size_in_bytes") for kind in kinds)
+
+
+def _too_large(mesh: Mesh, memory: int, free: int) -> str:
+    platform = mesh.devices.flat[0].platform
+    fewer = ", or fewer cores by JAX_NUM_CPU_DEVICES=N"
+    return (
+        f"one model on each of {mesh.size} devices ({platform}) takes {memory / 1e9:.2f} GB there, "
+        f"and {free / 1e9:.2f} GB may be used: choose a smaller model or batch size"
+        + (fewer if platform == "cpu" and mesh.size > 1 else "")
+    )

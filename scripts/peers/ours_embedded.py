@@ -28,15 +28,15 @@ from jaxmnist import (
     make_train_step,
     train,
 )
-from jaxmnist.sweep import compile_sweep, grid, run_sweep
+from jaxmnist.machine import cpu_cores
+from jaxmnist.sweep import compile_population, run_population
 
 EPOCHS = 2
 POPULATIONS = {"cpu": (8,), "gpu": (8, 32, 1024)}
 
 # Each core a device, for the models that are trained at once; what trains one uses the first only.
 # With one thread there is but one device, since XLA starts a thread for each at least.
-cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-cores = int(os.environ.get("PJRT_NPROC", cores))
+cores = int(os.environ.get("PJRT_NPROC", cpu_cores()))
 jax.config.update("jax_num_cpu_devices", cores)
 
 images, labels, *_ = load()
@@ -104,9 +104,10 @@ def matmuls(weights: list[jax.Array], rows: jax.Array) -> list[jax.Array]:
     return jax.lax.scan(product_step, weights, None, length=steps)[0]
 
 
-def member(key: jax.Array, rate: jax.Array, dataset: Dataset) -> jax.Array:
+def member(seed_and_rate: tuple[jax.Array, jax.Array], dataset: Dataset) -> jax.Array:
     """The whole training of one of many models; gives the mean loss of the last epoch."""
-    tx = optax.sgd(rate)
+    seed, rate = seed_and_rate
+    key, tx = jax.random.key(seed), optax.sgd(rate)
     member_step = make_train_step(make_objective(model.apply), tx)
     state = init_state(key, model, tx)
     _, metrics = train(key, dataset, state, member_step, epochs=EPOCHS, batch_size=BATCH)
@@ -135,8 +136,9 @@ result: dict[str, Any] = {
     "loop_to_scan": loop_seconds / scan_seconds,
 }
 for size in POPULATIONS.get(jax.default_backend(), (8,)):
-    sweep = compile_sweep(member, grid([RATE], range(size)), host)
-    seconds, losses = timed(partial(run_sweep, sweep))
+    members = np.arange(size, dtype=np.uint32), np.full(size, RATE, np.float32)
+    population = compile_population(member, members, host)
+    seconds, losses = timed(partial(run_population, population, members))
     np.testing.assert_allclose(losses[0], scan_loss, rtol=1e-3)
     result[f"models_{size}_us_per_step"] = seconds / size / steps * 1e6
     result[f"models_{size}_to_scan"] = seconds / size / scan_seconds
