@@ -1,249 +1,234 @@
-"""Train many models at once: every learning rate with every seed, on all devices or CPU cores."""
+"""Train many models at once: any options of scripts/train.py, each setting with several seeds.
+
+Examples:
+  scripts/sweep.py --grid learning_rate=0.003,0.03 hidden="128,64;256" --seeds 8 --out grid.csv
+  scripts/sweep.py --sample 200 learning_rate=log:1e-4:1 momentum=0:0.99 --validation 10000
+  scripts/sweep.py --grid learning_rate=0.01,0.1 --seeds 64 --out all.csv --part 3/16
+  scripts/sweep.py --merge all.part-*-of-16.csv --out all.csv
+"""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import dataclasses
-import io
-import itertools
-import math
 import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import _cli as cli
+
+# isort: split
+import contextlib
+import dataclasses
+import re
+import shlex
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from _cli import run
-from _tables import markdown
-
-from jaxmnist.runs.compile_cache import compile_cache
-from jaxmnist.runs.programs import WARNING, find_devices, load, make_optimizer
+import _options as o
+import tyro
+from _tables import markdown, printable
+from _train_options import ProcessOptions, RateOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from jaxmnist.runs.sweep_file import Models
+    from jaxmnist.runs.sweep_plan import Plan
 
-    import jax
-    import numpy as np
-
-    from jaxmnist import Dataset
-    from jaxmnist.datasets.mnist import Mnist
-    from jaxmnist.sweep import Sweep
+_EMPTY = tyro.conf.arg(help_behavior_hint="")  # no "(default: )" in --help
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """The options. The model of seed S and rate R is the one that scripts/train.py --seed S
-    --learning-rate R trains; on drawn digits, which here are those of seed 0, only for seed 0."""
+class SearchOptions:
+    """Which models to train. OPTION is one of training, model or optimizer, below."""
 
-    lr: tuple[float, ...]
-    """Learning rates."""
-    seeds: int = 16
-    """How many seeds to train with at each learning rate: 0, 1, 2, ..."""
-    epochs: int = 5
-    """How often every training image is seen."""
-    batch_size: int = 64
-    """Images a step."""
-    momentum: float = 0.0
-    """Momentum of SGD."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """The optimizer, one of optax's."""
-    hidden: tuple[int, ...] = (128, 64)
-    """Width of each hidden layer."""
-    dataset: Literal["auto", "mnist", "synthetic"] = "auto"
-    """MNIST, or drawn digits; auto is MNIST or, where that cannot be had, drawn digits."""
-    data_dir: Path | None = None
-    """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
-    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """Where to train; auto is the best that JAX finds."""
-    compile_cache: bool = True
-    """Keep compiled programs in the user's cache directory and start faster the next time."""
-    out: Path | None = None
-    """New .csv file for the losses and accuracies, a row for each model and epoch."""
-    plot: Path | None = None
-    """New .png, .svg or .pdf file for a plot of them."""
-
-    # What else is asked for by what is shared with scripts/train.py.
-    seed, devices, distributed = 0, 1, False
+    grid: Annotated[tuple[str, ...], _EMPTY] = ()
+    """All combinations of OPTION=VALUE,VALUE; the values of hidden are separated by ";"."""
+    sample: Annotated[tuple[str, ...], _EMPTY] = ()
+    """N, then OPTION=LOW:HIGH, OPTION=log:LOW:HIGH or OPTION=VALUE,VALUE: N random settings."""
+    sample_seed: int = 0
+    """Seed of the random settings."""
+    seeds: int = 1
+    """How many seeds each setting is trained with: 0, 1, 2, ..."""
+    halving: o.OptionalInt = None
+    """Train all settings for few epochs, and only the best of every N for N times as many."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
-        for name in ("seeds", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} must be at least 1, not {getattr(self, name)}")
-        if not self.lr:
-            raise ValueError("--lr needs at least one learning rate")
-        for rate in self.lr:
-            if not (math.isfinite(rate) and rate >= 0):
-                raise ValueError(f"--lr must be at least 0, not {rate}")
-        if len(set(self.lr)) < len(self.lr):
-            raise ValueError("--lr names a learning rate twice")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"--momentum must be in [0, 1), not {self.momentum}")
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"--momentum is SGD's; --optimizer {self.optimizer} has none to set")
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"--hidden needs widths of at least 1, not {self.hidden}")
+        o.at_least(1, seeds=self.seeds)
+        o.check_seed(sample_seed=self.sample_seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultOptions:
+    """What becomes of the results."""
+
+    out: o.FilePath = None
+    """New .csv file for losses and accuracies, a row for each model and epoch."""
+    resume: o.Flag = False
+    """Go on with the sweep in --out, if there is one."""
+    part: Annotated[str, tyro.conf.arg(metavar="I/N", help_behavior_hint="")] = "1/1"
+    """Train only part I of N, into a file of its own beside --out."""
+    merge: Annotated[tuple[Path, ...], _EMPTY] = ()
+    """Join these files of parts into --out; nothing is trained."""
+    top: int = 10
+    """How many settings the table shows, the best."""
+    plot: o.FilePath = None
+    """New .png, .svg or .pdf file for a plot of the results."""
+
+    def __post_init__(self) -> None:
+        """Refuse names and numbers that cannot be used."""
+        o.at_least(1, top=self.top)
+        o.check_path(out=self.out, plot=self.plot)
         for name, suffixes in (("out", (".csv",)), ("plot", (".png", ".svg", ".pdf"))):
             path = getattr(self, name)
             if path and path.suffix not in suffixes:
-                raise ValueError(f"--{name} {path}: the name must end in {' or '.join(suffixes)}")
+                o.wrong(f"--{name} {path}: the name must end in {' or '.join(suffixes)}")
+        if not self.out and (self.resume or self.part != "1/1" or self.merge):
+            o.wrong("--resume, --part and --merge need an --out")
+        part, parts = self.number
+        if not 1 <= part <= parts:
+            o.wrong(f"--part {self.part}: must be I/N with I from 1 to N, for instance 3/16")
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Which part, from 1, of how many."""
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def main(config: Config) -> None:
-    """Load, compile, train, and show what came of it."""
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options. Each model is what scripts/train.py trains with the same options and --seed;
+    drawn digits are always those of seed 0."""
+
+    search: SearchOptions = SearchOptions()
+    results: ResultOptions = ResultOptions()
+    training: o.TrainingOptions = o.TrainingOptions()
+    model: o.ModelOptions = o.ModelOptions()
+    optimizer: RateOptions = RateOptions()
+    data: o.DataOptions = o.DataOptions()
+    where: o.DeviceOptions = o.DeviceOptions()
+    processes: ProcessOptions = ProcessOptions()
+
+    def __post_init__(self) -> None:
+        """Refuse options that exclude each other."""
+        if bool(self.results.merge) == bool(self.search.grid or self.search.sample):
+            o.wrong("name the settings by --grid or --sample, or the files by --merge")
+        parts, together = self.results.part != "1/1", self.processes.distributed
+        if parts and together:
+            o.wrong("--distributed makes the parts by itself, so it takes no --part")
+        if self.search.halving is not None and (parts or together):
+            o.wrong("--halving compares all models, so it takes no --part and no --distributed")
+        if together and not self.results.out:
+            o.wrong("--distributed needs an --out that all processes can write to")
+
+    @property
+    def swept(self) -> list[Any]:
+        """The groups with the options that can be swept."""
+        return [self.training, self.model, self.optimizer]
+
+
+def main(options: Options) -> None:
+    """Train, or join parts; then show which settings are best."""
+    from jaxmnist.runs.sweep_file import merge_results, write_results
+    from jaxmnist.runs.sweep_plan import make_plan, plan_of
+    from jaxmnist.search import make_settings
+
+    out, plot, search = options.results.out, options.results.plot, options.search
+    if plot:
+        import matplotlib.figure  # noqa: F401  (a missing one shows before the training)
+    for name, path in (("out", out), ("plot", plot)):
+        if path and not path.absolute().parent.is_dir():
+            o.wrong(f"--{name} {path}: there is no directory {path.absolute().parent}")
+        if path and path.exists() and not (name == "out" and options.results.resume):
+            o.wrong(f"--{name} {path} is there already; name a new file")
+    models: Models | None
+    if out and options.results.merge:
+        merged = merge_results(options.results.merge)
+        write_results(out, merged)
+        plan, models = plan_of(merged, options.swept), merged.models
+    else:
+        settings, left_out = make_settings(
+            options.swept, search.grid, search.sample, search.sample_seed
+        )
+        for reason in left_out:
+            print(f"Left out: {reason}")
+        fixed = {name: value for group in options.swept for name, value in vars(group).items()}
+        plan = make_plan(fixed, settings, search.seeds, search.halving)
+        models = train(options, plan)
+    if models is None:
+        print(f"Other parts are not finished; the one that ends last joins them into {out}")
+    else:
+        show(options, plan, models)
+
+
+def train(options: Options, plan: Plan) -> Models | None:
+    """Train what is missing; all results, or None while other parts are not finished."""
     import jax
     import tqdm
 
     from jaxmnist.datasets import cache
-    from jaxmnist.errors import UsageError
-    from jaxmnist.files import atomic_write
-    from jaxmnist.sweep import run_sweep, sweep_figure
+    from jaxmnist.machine import cpu_cores
+    from jaxmnist.runs import compile_cache, identity, programs, sweep_plan, sweep_run
 
     jax.config.update("jax_default_matmul_precision", "highest")  # as in scripts/train.py
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # too late for it, in a process that has used JAX
-            jax.config.update("jax_num_cpu_devices", cores())
-    check_files(config)
-    times = [time.perf_counter()]
-    device, _ = find_devices(config)
-    devices = jax.local_devices(backend=device.platform)
-    data, drawn = load(config)
-    n = len(data.train.labels)
-    if config.batch_size > n:
-        raise UsageError(f"--batch-size {config.batch_size} is above the {n:,} training images")
-    print(f"Data: {data.source}", flush=True)
-    if data.note:
-        print(f"Note: {data.note}", file=sys.stderr)
-    times.append(time.perf_counter())
-
-    with compile_cache(cache.cache_dir()) if config.compile_cache else contextlib.nullcontext():
-        sweep = build(config, data, devices)
-    times.append(time.perf_counter())
-
-    models = len(config.lr) * config.seeds
-    with tqdm.tqdm(total=models, unit="model", leave=False, disable=None) as bar:
-        scores, diverged = score(config, run_sweep(sweep, bar.update))
-    times.append(time.perf_counter())
-
-    print(table(config, scores, diverged))
-    if config.out:
-        write_csv(config.out, config, scores, diverged)
-    if config.plot:
-        labels = [f"learning rate {rate}" for rate in config.lr]
-        figure = sweep_figure(scores, diverged, labels)
-        with atomic_write(config.plot) as file:
-            figure.savefig(file, format=config.plot.suffix[1:], dpi=150)
-    report(config, data.source, drawn, sweep, n, times)
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def check_files(config: Config) -> None:
-    """Refuse files that are there or cannot be made, and a plot without matplotlib."""
-    from jaxmnist.errors import UsageError
-
-    if config.plot:
-        import matplotlib.figure  # noqa: F401
-    for name, path in (("out", config.out), ("plot", config.plot)):
-        if path is None:
-            continue
-        directory = path.absolute().parent
-        if path.exists():
-            raise UsageError(f"--{name} {path}: is there already; name a new file")
-        if not (directory.is_dir() and os.access(directory, os.W_OK)):
-            raise UsageError(f"--{name} {path}: {directory} is no directory that can be written to")
-
-
-def build(config: Config, data: Mnist, devices: list[jax.Device]) -> Sweep:
-    """The compiled sweep."""
-    from jaxmnist import MLP, train
-    from jaxmnist.sweep import compile_sweep, grid
-
-    model, batch_size, epochs = MLP(config.hidden), config.batch_size, config.epochs
-
-    def run(key: Any, rate: Any, data: tuple[Dataset, Dataset]) -> Any:
-        tx = make_optimizer(SimpleNamespace(**vars(config), learning_rate=rate))
-        dataset, test = data
-        _, metrics = train(key, dataset, model, tx, epochs=epochs, batch_size=batch_size, test=test)
-        return metrics
-
-    members = grid(config.lr, range(config.seeds))
-    return compile_sweep(run, members, (data.train, data.test), devices=devices)
-
-
-def score(config: Config, metrics: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Losses and accuracies `[rates, seeds, epochs]`; which models have diverged `[rates, seeds]`.
-
-    One has if any loss is not finite.
-    """
-    import numpy as np
-
-    scores = {"train_loss": metrics["loss"].mean(axis=-1, dtype="float64")}
-    scores |= {name: np.float64(metrics[name]) for name in ("test_loss", "test_accuracy")}
-    shape = (len(config.lr), config.seeds, config.epochs)
-    scores = {name: values.reshape(shape) for name, values in scores.items()}
-    finite = np.isfinite(scores["train_loss"]) & np.isfinite(scores["test_loss"])
-    return scores, ~finite.all(axis=-1)
-
-
-def table(config: Config, scores: Mapping[str, np.ndarray], diverged: np.ndarray) -> str:
-    """Mean ± standard deviation after the last epoch, a row a learning rate, as Markdown."""
-    from jaxmnist.sweep import over_seeds
-
-    rows = [["learning rate", "training loss", "test loss", "test accuracy", "diverged"]]
-    rows += [[str(rate)] for rate in config.lr]
-    for name, form in (("train_loss", ".4f"), ("test_loss", ".4f"), ("test_accuracy", ".2%")):
-        means, deviations = over_seeds(scores[name], diverged)
-        for row, mean, deviation in zip(rows[1:], means[:, -1], deviations[:, -1], strict=True):
-            spread = "" if math.isnan(deviation) else f" ± {deviation:{form}}"
-            row.append("" if math.isnan(mean) else f"{mean:{form}}{spread}")
-    for row, count in zip(rows[1:], diverged.sum(axis=1), strict=True):
-        row.append(f"{count} of {config.seeds}")
-    return markdown(rows)
-
-
-def write_csv(
-    path: Path, config: Config, scores: Mapping[str, np.ndarray], diverged: np.ndarray
-) -> None:
-    """A row for each model and epoch; `diverged` is 1 in all rows of a model that did."""
-    from jaxmnist.files import atomic_write
-
-    with atomic_write(path) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(["learning_rate", "seed", "epoch", *scores, "diverged"])
-        for i, j, k in itertools.product(
-            range(len(config.lr)), range(config.seeds), range(config.epochs)
-        ):
-            values = [float(scores[name][i, j, k]) for name in scores]
-            writer.writerow([config.lr[i], j, k + 1, *values, int(diverged[i, j])])
-
-
-def report(
-    config: Config, source: str, drawn: bool, sweep: Sweep, n: int, times: Sequence[float]
-) -> None:
-    """The closing summary."""
-    models, device = len(config.lr) * config.seeds, sweep.mesh.devices.flat[0]
-    devices = f"{sweep.mesh.size} x {device.device_kind} ({device.platform})"
-    loading, compiling, training = (after - before for before, after in itertools.pairwise(times))
-    print(f"\nTrained on {source}")
-    print(
-        f"  models: {models}, epochs: {config.epochs}, steps an epoch: {-(-n // config.batch_size)}"
+            jax.config.update("jax_num_cpu_devices", cpu_cores())
+    job, out, identity_of = options.processes, options.results.out, identity.environment()
+    address = (job.coordinator, job.processes, job.process_id, job.timeout)
+    alone = contextlib.nullcontext(lambda header: options.results.number)
+    with sweep_run.deal(*address) if job.distributed else alone as part_of:
+        devices = jax.local_devices(backend=programs.find_device(options.where.device).platform)
+        data = o.load(options.data, 0)
+        train_set, tests = programs.hold_out(data.train, data.test, options.training.validation)
+        sweep_run.check_steps(plan, len(train_set.labels))
+        head = sweep_plan.header(plan, "drawn digits" if data.drawn else "MNIST", identity_of)
+        part = part_of(head)
+    results = sweep_run.open_results(plan, head, out, part, resume=options.results.resume)
+    mine, sets = sweep_run.models_of(plan, part), {"train": train_set, **tests}
+    left = sweep_run.count_left(plan, results.models, mine)
+    quiet = job.distributed and part[0] > 1
+    if not quiet:
+        print(f"Data: {data.source}\n{sweep_run.describe(plan, part, left)}", flush=True)
+    began, use_cache = time.perf_counter(), options.where.compile_cache
+    cached = (
+        compile_cache.compile_cache(cache.cache_dir()) if use_cache else contextlib.nullcontext()
     )
-    print(f"  {sweep.at_once} at once on {devices}, {sweep.memory / 1e9:.2f} GB on each")
-    print(f"  load {loading:.2f} s, compile {compiling:.2f} s, train and evaluate {training:.2f} s")
-    print(f"  {training / models:.2f} s a model")
-    for path in filter(None, (config.out, config.plot)):
-        print(f"  wrote {path}")
-    if drawn:
-        print(WARNING)
+    with cached, tqdm.tqdm(total=left, unit="model", leave=False, disable=None) as bar:
+        for population, count in sweep_run.train_missing(plan, results, mine, sets, devices):
+            bar.update(count)
+            at_once = f"{population.chunk} at once, {population.memory / 1e9:.2f} GB on each of"
+    if left and not quiet:
+        seconds = time.perf_counter() - began
+        where = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+        print(f"  {at_once} {where}; {seconds:.2f} s, {seconds / left:.2f} s a model")
+    return sweep_run.merge_parts(out, part) if out and part != (1, 1) else results.models
+
+
+def show(options: Options, plan: Plan, models: Models) -> None:
+    """The best settings, how to train the best one by itself, and the plot."""
+    from jaxmnist.files import atomic_write
+    from jaxmnist.runs import sweep_report
+    from jaxmnist.runs.sweep_plan import standings
+
+    places, top, plot = standings(plan, models), options.results.top, options.results.plot
+    print("\n" + markdown(sweep_report.table(plan, models, places[:top]), 1))
+    if len(places) > top:
+        print(f"and {len(places) - top} more settings (--top)")
+    print(sweep_report.explain(plan))
+    groups = [*options.swept, options.data, options.where]
+    usual = {name: v for g in groups for name, v in vars(type(g)()).items()}
+    given = {name: v for g in groups for name, v in vars(g).items()}
+    best = plan.options | {k: v for k, v in given.items() if k not in plan.options}
+    words = sweep_report.arguments(best | plan.settings[places[0][1].setting], usual)
+    print(f"The best: {shlex.join(['scripts/train.py', *words])}")
+    if plot:
+        figure = sweep_report.figure(plan, models)
+        with atomic_write(plot) as file:
+            figure.savefig(file, format=plot.suffix[1:], dpi=150)
+    for path in filter(None, (options.results.out, plot)):
+        print(f"Wrote {printable(path)}")
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    cli.run(main, Options, __doc__)

@@ -1,0 +1,142 @@
+"""Training the models of a sweep: the programs, what each model is given, the rows it gives."""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxmnist.data import Dataset
+from jaxmnist.evaluation import evaluate, make_metrics
+from jaxmnist.losses import cross_entropy, nll_loss
+from jaxmnist.model import MLP
+from jaxmnist.objective import make_objective
+from jaxmnist.optimizers import make_optimizer
+from jaxmnist.ranking import Rung
+from jaxmnist.runs.sweep_file import Models, Row
+from jaxmnist.runs.sweep_plan import Plan, as_text, is_argument, program_key, rank_settings
+from jaxmnist.search import Setting
+from jaxmnist.sweep import Job, Population, Run, run_jobs
+from jaxmnist.training import TrainState, make_train_step, train
+from jaxmnist.types import Metrics
+
+
+def train_models(
+    plan: Plan,
+    models: Models,
+    numbers: Collection[int],
+    data: Mapping[str, Dataset],
+    devices: Sequence[jax.Device],
+) -> Iterator[tuple[Population, list[Row]]]:
+    """Train the models that are missing; the rows of each chunk of them as soon as it is trained.
+
+    Args:
+        plan: the sweep.
+        models: the rows that there are. The new ones must be added to it before the next chunk is
+            asked for: by them it is chosen which settings reach the next rung.
+        numbers: the models that this process trains, out of all.
+        data: "train", "test" and, with a validation split, "validation".
+        devices: where to train.
+    """
+    settings = list(range(len(plan.settings)))
+    for number, rung in enumerate(plan.rungs):
+        if number:
+            ranks = rank_settings(plan, models, settings, plan.rungs[number - 1])
+            settings = sorted(r.setting for r in ranks[: rung.settings])
+        jobs, groups = _jobs(plan, rung, settings, models, numbers)
+        for job, population, (rows, results) in run_jobs(jobs, dict(data), devices=devices):
+            new: list[Row] = []
+            for i, model in enumerate(groups[job][row] for row in rows):
+                new += _rows(plan, model, results, i)[len(models.get(model, ())) :]
+            yield population, new
+
+
+def _jobs(
+    plan: Plan, rung: Rung, settings: Sequence[int], models: Models, numbers: Collection[int]
+) -> tuple[list[Job], list[list[int]]]:
+    """A job for each program, and the models that are its members."""
+    groups: dict[Any, list[int]] = {}
+    for index in settings:
+        first = index * plan.seeds
+        mine = [m for m in range(first, first + plan.seeds) if m in numbers]
+        groups.setdefault(program_key(plan.settings[index]), []).extend(mine)
+    jobs, kept = [], []
+    for group in groups.values():
+        left = [i for i, m in enumerate(group) if len(models.get(m, ())) < plan.epochs(m, rung)]
+        if left:
+            run = make_run(
+                plan.options | plan.settings[group[0] // plan.seeds], plan.epochs(group[0], rung)
+            )
+            jobs.append(Job(run, _members(plan, group), np.array(left)))
+            kept.append(group)
+    return jobs, kept
+
+
+def _members(plan: Plan, group: Sequence[int]) -> dict[str, np.ndarray]:
+    """What the models of a program differ in."""
+    members = {"seed": np.array([model % plan.seeds for model in group], np.uint32)}
+    settings = [plan.settings[model // plan.seeds] for model in group]
+    for name, value in settings[0].items():
+        if is_argument(name, value):
+            dtype = np.int32 if isinstance(value, int) else np.float32
+            members[name] = np.array([setting[name] for setting in settings], dtype)
+    return members
+
+
+def make_run(options: Setting, epochs: int) -> Run:
+    """What is done for one model: `run(member, data) -> metrics`, as scripts/train.py does it.
+
+    Args:
+        options: those of a training. A member has a "seed" and may have numbers in their place.
+        epochs: how many of the epochs are trained.
+    """
+
+    def run(member: dict[str, Array], data: dict[str, Dataset]) -> Metrics:
+        given = options | member
+        nll = given["loss"] == "nll"
+        model, loss_fn = MLP(given["hidden"], log_probs=nll), nll_loss if nll else cross_entropy
+        tx = make_optimizer(**{k: given[k] for k in inspect.signature(make_optimizer).parameters})
+        key, metrics = jax.random.key(member["seed"]), make_metrics(model.apply, loss_fn)
+        params = model.init(key, np.zeros((1, 784), np.float32))
+        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+        def test(state: TrainState) -> Metrics:
+            results: Metrics = {}
+            for split in (name for name in data if name != "train"):
+                of_split = evaluate(metrics, state.params, data[split])
+                results |= {f"{split}_{name}": of_split[name] for name in ("loss", "accuracy")}
+            return results
+
+        state, trained = train(
+            key,
+            data["train"],
+            state,
+            make_train_step(make_objective(model.apply, loss_fn), tx),
+            epochs=epochs,
+            batch_size=given["batch_size"],
+            test=test,
+        )
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
+        return {**trained, "finite": jnp.stack(finite).all()}
+
+    return run
+
+
+def _rows(plan: Plan, model: int, results: Metrics, i: int) -> list[Row]:
+    """The rows of all epochs of the chunk's model i. What is not finite is left empty."""
+    scores = {"train_loss": np.mean(results["loss"][i], axis=-1, dtype="float64")}
+    scores |= {name: np.float64(results[f"test_{name}"][i]) for name in plan.scores[1:]}
+    losses = np.stack([scores[name] for name in plan.scores if name.endswith("loss")])
+    finite = np.isfinite(losses).all(axis=0)
+    row = {"model": str(model), "seed": str(model % plan.seeds)}
+    row |= {name: as_text(v) for name, v in plan.settings[model // plan.seeds].items()}
+    row["diverged"] = str(int(not (finite.all() and results["finite"][i])))
+    return [
+        row
+        | {"epoch": str(epoch + 1)}
+        | {name: str(float(scores[name][epoch])) if finite[epoch] else "" for name in plan.scores}
+        for epoch in range(len(finite))
+    ]
