@@ -2,14 +2,19 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from jaxmnist.errors import UsageError
+
+MANIFEST = "export.json"  # of a directory: the SHA-256 of every other file in it
 
 # What a file system says that cannot flush: network shares, FUSE, some containers.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
@@ -120,3 +125,42 @@ def check_output(option: str, path: Path, mark: bytes) -> None:
 
 
 replacing, leftovers = atomic_write, stale_files  # their old names, until nobody uses them
+
+
+def may_replace(out: Path) -> bool:
+    """Whether there is nothing at `out`, or exactly what `write_directory` once wrote there."""
+    if not os.path.lexists(out):
+        return True
+    if out.is_symlink() or not out.is_dir():
+        return False
+    names = {path.name for path in out.iterdir()}
+    if not names:
+        return True
+    try:
+        manifest = json.loads((out / MANIFEST).read_bytes())
+        return names == {MANIFEST, *manifest} and all(
+            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+            for name, digest in manifest.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def write_directory(out: Path, contents: Mapping[str, bytes]) -> None:
+    """Write these files and their manifest into `out`, which appears complete.
+
+    What is there already is replaced: ask `may_replace` first.
+    """
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=out.parent, prefix=f".{out.name[:64]}-", ignore_cleanup_errors=True
+    ) as name:
+        new = Path(name, "new")
+        new.mkdir()  # unlike the directory that it is in, with the permissions that are usual here
+        for file, content in contents.items():
+            (new / file).write_bytes(content)
+        (new / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n")
+        if out.exists():
+            os.rename(out, Path(name, "old"))
+        os.rename(new, out)

@@ -9,15 +9,11 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import _cli as cli
 from _options import WARNING, Flag, SeededDataOptions, Weights, load
 from _tables import markdown, percent, printable
-
-if TYPE_CHECKING:
-    from jaxmnist import Dataset
-    from jaxmnist.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +31,21 @@ def main(options: Options) -> None:
     """Load, evaluate, print."""
     import jax
 
-    from jaxmnist.predict import load_model
+    from jaxmnist.metrics import classification_metrics
+    from jaxmnist.predict import evaluate_model, load_model
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
     model, params = load_model(options.weights)
     data = load(options.data, options.data.seed)
+    # The loss of a model with a log-softmax head is the same: log-softmax leaves it as it is.
+    found = evaluate_model(params, data.test)
     result = {
         "weights": str(options.weights),
         "layers": [784, *model.hidden, model.classes],
         "data": data.source,
         "images": len(data.test.labels),
-        **measure(params, data.test),
+        "loss": found.loss if math.isfinite(found.loss) else None,
+        **classification_metrics(found.confusion, found.probabilities, data.test.labels),
     }
     if options.json:
         print(json.dumps(result, allow_nan=False))
@@ -53,45 +53,6 @@ def main(options: Options) -> None:
     print(report(result))
     if data.missing:
         print(f"\n{WARNING}")
-
-
-def measure(params: Params, test: Dataset) -> dict[str, Any]:
-    """Everything that is measured, as JSON knows it: lists, and None for shares of nothing."""
-    from scipy.stats import binomtest
-
-    from jaxmnist.metrics import calibration, precision_recall
-    from jaxmnist.predict import evaluate_model
-
-    # The loss of a model with a log-softmax head is the same: log-softmax leaves it as it is.
-    found = evaluate_model(params, test)
-    right, n = int(found.confusion.trace()), int(found.confusion.sum())
-    precision, recall = precision_recall(found.confusion)
-    bins = calibration(found.probabilities, test.labels)
-    count = len(bins.counts)
-    return {
-        "loss": number(found.loss),
-        "accuracy": found.accuracy,
-        "accuracy_interval": list(binomtest(right, n).proportion_ci(method="wilson")),
-        "precision": [number(share) for share in precision],
-        "recall": [number(share) for share in recall],
-        "ece": number(bins.ece),
-        "calibration": [
-            {
-                "over": k / count,
-                "up_to": (k + 1) / count,
-                "images": int(bins.counts[k]),
-                "confidence": number(bins.confidence[k]),
-                "accuracy": number(bins.accuracy[k]),
-            }
-            for k in range(count)
-        ],
-        "confusion": found.confusion.tolist(),
-    }
-
-
-def number(value: float) -> float | None:
-    """The number; JSON has no NaN and no infinity."""
-    return float(value) if math.isfinite(value) else None
 
 
 def report(result: dict[str, Any]) -> str:

@@ -7,9 +7,6 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import dataclasses
-import hashlib
-import json
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,7 +32,6 @@ FILES = {  # the file of each format, and how it is used
     ),
     "page": ("sketchpad.html", "open it in a browser and draw"),
 }
-MANIFEST = "export.json"  # the SHA-256 of every other file: a directory that fits may be made again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +56,7 @@ def main(options: Options) -> None:
     """Load the weights, make every file, then write them."""
     import jax
 
+    from jaxmnist.files import may_replace, write_directory
     from jaxmnist.predict import load_model
 
     jax.config.update("jax_platforms", "cpu")  # wakes no accelerator: nothing is computed
@@ -71,7 +68,7 @@ def main(options: Options) -> None:
         )
     model, params = load_model(options.weights)
     contents = {name: convert(name, params) for name in dict.fromkeys(options.formats)}
-    write(options.out, {FILES[name][0]: content for name, content in contents.items()})
+    write_directory(options.out, {FILES[name][0]: content for name, content in contents.items()})
 
     sizes = "-".join(map(str, (784, *model.hidden, model.classes)))
     print(f"Exported {printable(options.weights)}, {sizes}, to {printable(options.out)}")
@@ -94,42 +91,6 @@ def convert(name: str, params: Any) -> bytes:
             "or name the formats that you want, for instance --formats safetensors page"
         ) from error
     return content.encode() if isinstance(content, str) else content
-
-
-def may_replace(out: Path) -> bool:
-    """Whether there is nothing at `out`, or just what an earlier export wrote."""
-    if not os.path.lexists(out):
-        return True
-    if out.is_symlink() or not out.is_dir():
-        return False
-    names = {path.name for path in out.iterdir()}
-    if not names:
-        return True
-    try:
-        manifest = json.loads((out / MANIFEST).read_bytes())
-        return names == {MANIFEST, *manifest} and all(
-            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
-            for name, digest in manifest.items()
-        )
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return False
-
-
-def write(out: Path, contents: dict[str, bytes]) -> None:
-    """Write the files and the manifest; the directory appears complete."""
-    digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=out.parent, prefix=f".{out.name[:64]}-", ignore_cleanup_errors=True
-    ) as name:
-        new = Path(name, "new")
-        new.mkdir()  # unlike the directory that it is in, with the permissions that are usual here
-        for file, content in contents.items():
-            (new / file).write_bytes(content)
-        (new / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n")
-        if out.exists():
-            os.rename(out, Path(name, "old"))
-        os.rename(new, out)
 
 
 if __name__ == "__main__":

@@ -121,11 +121,19 @@ def page(results: Mapping[str, Result]) -> str:
 
     from jaxmnist.plots import run_curves, to_svg
 
+    runs = [result.run for result in results.values()]
     test_sets: dict[str, list[str]] = {}
     for name, result in results.items():
         test_sets.setdefault(result.run.test_set, []).append(name)
-    runs = [result.run for result in results.values()]
-    options, differing = option_rows([run.config for run in runs])
+    sections = [section(k, name, *results[name]) for k, name in enumerate(results, 1)]
+    options = list(dict.fromkeys(name for run in runs for name in run.config))
+    differing = [
+        name
+        for name in options
+        if len({str(part["options"].get(name, "none")) for part in sections}) > 1
+        and name not in INCIDENTAL
+    ]
+    last = max(len(run.records) for run in runs)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -138,88 +146,56 @@ def page(results: Mapping[str, Result]) -> str:
         title=f"Report on {len(runs)} runs"
         if len(runs) > 1
         else f"Report on {next(iter(results))}",
-        names=list(results),
-        synthetic=[name for name, result in results.items() if result.run.drawn],
+        runs=sections,
         test_sets=test_sets,
-        results=result_rows(results),
         curves=to_svg(
             run_curves(list(results), [(run.losses, run.records) for run in runs]),
             "Training loss, test loss and test accuracy against epochs; their numbers follow",
         ),
-        epochs=epoch_rows(runs),
-        options=options,
-        differing=f"; {differing} options differ" if len(runs) > 1 else "",
-        runs=[run_section(k, name, *results[name]) for k, name in enumerate(results, 1)],
+        epochs=sorted({round(1 + k * (last - 1) / 49) for k in range(50)}),  # 50 of them at most
+        options=sorted(options, key=lambda name: name not in differing),
+        differing=differing,
     )
 
 
-def result_rows(results: Mapping[str, Result]) -> list[tuple[str, list[str], bool]]:
-    """Each figure's name and its value in each run."""
-    rows: dict[str, list[str]] = {}
-    for run, found, _ in results.values():
-        n, right = int(found.confusion.sum()), int(found.confusion.trace())
-        for name, value in {
-            "tested on": f"NOT MNIST: {run.test_set}" if run.drawn else run.test_set,
-            "epochs": f"{len(run.records):,}",
-            "training loss (nats), mean of the last epoch": f"{run.records[-1]['train_loss']:.4f}",
-            "test loss (nats)": f"{found.loss:.4f}",
-            "test accuracy": f"{found.accuracy:.2%}",
-            "mistakes": f"{n - right:,} of {n:,} images",
-        }.items():
-            rows.setdefault(name, []).append(value)
-    return [(name, cells, False) for name, cells in rows.items()]
-
-
-def epoch_rows(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
-    """The metrics after each epoch, or after 50 of them, in each run."""
-    last = max(len(run.records) for run in runs)
-
-    def cell(run: Run, epoch: int) -> str:
-        if epoch > len(run.records):
-            return ""
-        record = run.records[epoch - 1]
-        losses = f"{record['train_loss']:.4f} / {record['test_loss']:.4f}"
-        return f"{losses} / {record['test_accuracy']:.2%}"
-
-    shown = sorted({round(1 + k * (last - 1) / 49) for k in range(50)})
-    return [(str(epoch), [cell(run, epoch) for run in runs], False) for epoch in shown]
-
-
-def option_rows(
-    configs: Sequence[Mapping[str, Any]],
-) -> tuple[list[tuple[str, list[str], bool]], int]:
-    """Each option's value in each run, those that differ first; and how many do."""
-
-    def cell(value: Any) -> str:
-        if value is None:
-            return "none"
-        return value if isinstance(value, str) else json.dumps(value)
-
-    names = dict.fromkeys(name for config in configs for name in config)
-    rows = [(name, [cell(config.get(name)) for config in configs]) for name in names]
-    marked = [(name, cells, len(set(cells)) > 1 and name not in INCIDENTAL) for name, cells in rows]
-    marked.sort(key=lambda row: not row[2])
-    return marked, sum(differs for *_, differs in marked)
-
-
-def run_section(
-    number: int, name: str, run: Run, found: ModelMetrics, test: Dataset
-) -> dict[str, Any]:
+def section(number: int, name: str, run: Run, found: ModelMetrics, test: Dataset) -> dict[str, Any]:
     """What the template shows of one run."""
     import numpy as np
 
     from jaxmnist.digit_plots import weight_grid
     from jaxmnist.plots import to_svg
 
-    logged = run.records[-1]["test_accuracy"]
+    last = run.records[-1]
+    n, right = int(found.confusion.sum()), int(found.confusion.trace())
     figure = weight_grid(run.params["params"]["linear_0"]["weight"], columns=8, most=64)
     wrong = found.confusion[~np.eye(len(found.confusion), dtype=bool)]
     return {
         "name": name,
         "synthetic": run.drawn,
         "test_set": run.test_set,
-        "accuracy": f"{found.accuracy:.2%}",
-        "logged_accuracy": f"{logged:.2%}" if abs(logged - found.accuracy) > 0.001 else "",
+        "results": {
+            "tested on": f"NOT MNIST: {run.test_set}" if run.drawn else run.test_set,
+            "epochs": f"{len(run.records):,}",
+            "training loss (nats), mean of the last epoch": f"{last['train_loss']:.4f}",
+            "test loss (nats)": f"{found.loss:.4f}",
+            "test accuracy": f"{found.accuracy:.2%}",
+            "mistakes": f"{n - right:,} of {n:,} images",
+        },
+        "epochs": {
+            epoch: f"{record['train_loss']:.4f} / {record['test_loss']:.4f} / "
+            f"{record['test_accuracy']:.2%}"
+            for epoch, record in enumerate(run.records, 1)
+        },
+        "options": {
+            name: "none"
+            if value is None
+            else value
+            if isinstance(value, str)
+            else json.dumps(value)
+            for name, value in run.config.items()
+        },
+        "other_weights": abs(last["test_accuracy"] - found.accuracy) > 0.001,
+        "logged_accuracy": f"{last['test_accuracy']:.2%}",
         "confusion": found.confusion.tolist(),
         "worst": max(1, wrong.max()),
         "weights": to_svg(
