@@ -31,7 +31,7 @@ from jaxmnist.torch_compat import (
     save_weights,
     to_state_dict,
 )
-from tests.helpers import ROOT, refused
+from tests.helpers import refused
 
 # Loads and calls a StableHLO program as somebody does who has JAX and NumPy, and nothing of ours.
 ELSEWHERE = """
@@ -258,21 +258,6 @@ def test_what_cannot_be_exported(script, weights, tmp_path):
         assert message in stderr
         assert stderr.count("\n") == 1
         assert not out.exists()
-
-
-def test_help_does_not_wait_for_jax():
-    code = f"""
-import runpy, sys
-sys.path.insert(0, {str(ROOT / "scripts")!r})
-sys.argv = ["export.py", "--help"]
-try:
-    runpy.run_path({str(ROOT / "scripts" / "export.py")!r}, run_name="__main__")
-finally:
-    print("jax" in sys.modules, file=sys.stderr)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "False\n")
-    assert "WEIGHTS" in done.stdout
 
 
 def train_an_epoch(train, rate=0.01):

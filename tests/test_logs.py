@@ -3,16 +3,13 @@
 import contextlib
 import json
 import resource
-import sys
 
 import numpy as np
 import pytest
 
-from tests.helpers import ROOT, uninstall
-
-sys.path.insert(0, str(ROOT / "scripts"))
 from jaxmnist import DataError
 from jaxmnist.runs.logs import EventLog, StepLog
+from tests.helpers import uninstall
 
 
 @contextlib.contextmanager

@@ -349,24 +349,6 @@ def test_wrong_usage(script, make_run, tmp_path):
         assert out.read_text() == "precious"
 
 
-def test_help_is_quick_and_starts_no_jax(script, monkeypatch):
-    import subprocess
-    import sys
-
-    from tests.helpers import ROOT
-
-    path = ROOT / "scripts" / "report.py"
-    code = (
-        f"import sys, runpy; sys.argv = ['report.py', '--help']; sys.path[0] = {str(path.parent)!r}"
-    )
-    code += f"\ntry: runpy.run_path({str(path)!r}, run_name='__main__')"
-    code += "\nexcept SystemExit as stop: assert stop.code == 0 and 'jax' not in sys.modules"
-    code += "\nassert 'numpy' not in sys.modules and 'matplotlib' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--data-dir" in done.stdout
-
-
 def test_without_matplotlib_the_extra_is_named(script, make_run, tmp_path, monkeypatch):
     for package in ("matplotlib", "jinja2"):
         with monkeypatch.context() as patch:

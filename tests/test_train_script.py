@@ -13,18 +13,6 @@ import pytest
 from tests.helpers import TRAIN, epoch_lines, refused
 
 
-def test_help_is_quick_and_starts_no_jax():
-    code = "import sys, runpy; sys.argv = ['train.py', '--help']"
-    code += f"\ntry: runpy.run_path({str(TRAIN)!r}, run_name='__main__')"
-    code += "\nexcept SystemExit as stop: assert stop.code == 0 and 'jax' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for option in ("epochs", "batch-size", "learning-rate", "momentum", "optimizer", "hidden"):
-        assert f"--{option}" in done.stdout
-    for option in ("loss", "seed", "dataset", "data-dir", "device", "out"):
-        assert f"--{option}" in done.stdout
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     out = tmp_path / "runs" / "one"
