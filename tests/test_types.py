@@ -16,10 +16,14 @@ follow_untyped_imports = true
 """
 
 
+# The cookbook's chapters are programs of their own, without annotations as research code is.
+CHECKED = [name for name in DOCUMENTS if name != "jaxmnist/README.md"]
+
+
 @pytest.fixture
 def user(tmp_path):
     """A directory elsewhere with the examples of each document as a file."""
-    for document in DOCUMENTS:
+    for document in CHECKED:
         path = tmp_path / f"{document.partition('/')[0].removesuffix('.md').lower()}_examples.py"
         if not write_example(document, path):
             path.unlink()
