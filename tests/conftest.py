@@ -26,7 +26,8 @@ from jaxmnist.datasets import synthetic  # noqa: E402
 from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
 from tests.helpers import ROOT  # noqa: E402
 
-collect_ignore = ["long_run.py", "mesh_worker.py", "prepare_tfds.py", "stress"]  # no tests
+# Not everything here is a test: the others are programs and what is shared.
+collect_ignore_glob = ["[!tc]*.py", "stress/*"]
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
