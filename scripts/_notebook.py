@@ -10,6 +10,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,43 +42,53 @@ class Row(NamedTuple):
     verdict: str
 
 
-rows: list[Row] = []  # of the run that `start` began
+# Of the run that `start` began: the table's rows, and what the notebook printed, by cell and name.
+rows: list[Row] = []
+outputs: dict[tuple[int, str], str] = {}
 
 
-def start(cells: Mapping[str, Any], data_dir: Path | None = None) -> Path | None:
+def start(cells: Mapping[str, Any]) -> Path | None:
     """Begin the notebook whose globals these are; the directory with MNIST's files, if named.
 
     `python scripts/notebook.py` comes here first: the command line is parsed, the whole file is run
     once more as cells, and the process ends.
     """
     if cells["__name__"] == "__main__" and not _in_jupyter():
-
-        def main(options: Options) -> None:
-            with contextlib.redirect_stdout(io.StringIO() if options.markdown else sys.stdout):
-                runpy.run_path(cells["__file__"], {"DATA_DIR": options.data.data_dir}, "cells")
-            if options.markdown:
-                print(table())
-            if off := [f"cell {row.cell} ({row.what})" for row in rows if row.verdict == "OFF"]:
-                from jaxmnist import JaxmnistError
-
-                raise JaxmnistError(f"not what the notebook printed: {', '.join(off)}")
-
         description = "The PyTorch notebook in JAX, cell by cell, with the numbers of both."
-        cli.run(main, Options, description, result_on_stdout=True)
+        run = partial(run_cells, cells["__file__"])
+        cli.run(run, Options, description, result_on_stdout=True)
     rows.clear()
-    return cells.get("DATA_DIR", data_dir)
+    outputs.clear()
+    path = Path(cells.get("__file__", __file__)).with_name("notebook_outputs.txt")
+    _, *parts = re.split(r"^== (\d+): (.*)\n", path.read_text(), flags=re.MULTILINE)
+    for cell, what, output in zip(*(parts[k::3] for k in range(3)), strict=True):
+        outputs[int(cell), what] = output.strip()
+    return cells.get("DATA_DIR")
 
 
-def show(cell: int, notebook: str, ours: object) -> None:
+def run_cells(path: str, options: Options) -> None:
+    """Run the notebook's cells; a number that is not the notebook's is an error."""
+    with contextlib.redirect_stdout(io.StringIO() if options.markdown else sys.stdout):
+        runpy.run_path(path, {"DATA_DIR": options.data.data_dir}, "cells")
+    if options.markdown:
+        print(table())
+    if off := [f"cell {row.cell} ({row.what})" for row in rows if row.verdict == "OFF"]:
+        from jaxmnist import JaxmnistError
+
+        raise JaxmnistError(f"not what the notebook printed: {', '.join(off)}")
+
+
+def show(cell: int, what: str, ours: object) -> None:
     """Print what the notebook's cell printed, and what ours does."""
-    for name, output in (("notebook", notebook), ("jaxmnist", as_text(ours))):
+    for name, output in (("notebook", outputs[cell, what]), ("jaxmnist", as_text(ours))):
         print(f"{f'[{cell}]':>4} {name}  " + output.strip().replace("\n", "\n" + " " * 15))
 
 
-def compare(cell: int, what: str, notebook: str, ours: object, within: float = 0.0) -> None:
+def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
     """Show both, and note for the table whether they print the same numbers."""
-    show(cell, notebook, ours)
-    texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in (notebook, as_text(ours))]
+    show(cell, what, ours)
+    both = outputs[cell, what], as_text(ours)
+    texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in both]
     gaps = [abs(float(a) - float(b)) for a, b in zip(*texts, strict=False)]
     agree = len(texts[0]) == len(texts[1]) == len(gaps) > 0 and max(gaps) <= within
     verdict = (f"within {within:g}" if within else "same") if agree else "OFF"

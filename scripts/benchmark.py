@@ -12,10 +12,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "peers")]
 import dataclasses
-import importlib.util
 import json
 import re
-import shutil
 import signal
 import statistics
 import tempfile
@@ -25,14 +23,11 @@ from typing import Any, Literal
 
 import _cli as cli
 import _measure
-from _measure import Run, spread
+from _measure import spread
 from _options import FilePath, Flag, at_least, check_path, wrong
-from _programs import PEERS, PROGRAMS, TRAIN, Program
+from _programs import PROGRAMS, Bench, why_not
+from _results import Record, number, spread_text, summarize, summarize_embedded
 from _tables import markdown
-
-SIZES, IMAGES = (784, 128, 64, 10), 5 * 60_000
-# What every seed of this training ends in: the mean loss of the fifth epoch, the test accuracy.
-EXPECTED = {"loss": (0.37, 0.41), "accuracy": (0.885, 0.915)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,100 +65,6 @@ class Options:
         for path in (self.out, self.chart):
             if path and not path.absolute().parent.is_dir():
                 wrong(f"{path}: there is no directory {path.absolute().parent}")
-
-
-@dataclasses.dataclass
-class Record:
-    """What the runs of one program gave, by turn."""
-
-    runs: dict[int, Run] = dataclasses.field(default_factory=dict)
-    results: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
-    problem: str | None = None
-
-    def add(self, turn: int, run: Run) -> None:
-        """Note a run; a failure or an unexpected result is the record's problem."""
-        self.runs[turn] = run
-        try:
-            if run.code:
-                raise ValueError(f"exit code {run.code}: {last_line(run.stderr)}")
-            result = self.results[turn] = read_result(run.stdout)
-        except (ValueError, LookupError) as error:
-            self.problem = f"failed: {error}"
-            return
-        for key, (low, high) in EXPECTED.items():
-            if key in result and not low <= result[key] <= high:
-                self.problem = f"its {key} is {result[key]:.4f}, outside {low} to {high}"
-
-    def seconds(self, key: str) -> dict[int, float]:
-        """Seconds of the whole process or of the training, by turn."""
-        if key == "whole_seconds":
-            return {turn: run.seconds for turn, run in self.runs.items() if not run.code}
-        return {turn: result[key] for turn, result in self.results.items() if key in result}
-
-
-class Bench:
-    """The directory, the environments and the commands of one benchmark."""
-
-    def __init__(self, directory: Path, device: str) -> None:
-        self.directory, self.device, self.platform = directory, device, "cpu"
-        platforms = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
-        data_dir = os.environ.get("JAXMNIST_DATA_DIR")
-        self.peers = _measure.clean_environment(
-            **platforms, TORCHINDUCTOR_CACHE_DIR=str(directory / "inductor")
-        )
-        self.ours = _measure.clean_environment(
-            JAXMNIST_CACHE_DIR=str(directory / "warm"),
-            **({"JAXMNIST_DATA_DIR": data_dir} if data_dir else {}),
-        )
-        self.train_command = [sys.executable, str(TRAIN), "--device", device]
-
-    def prepare(self) -> None:
-        """Write MNIST where the peers read it, and into the caches that ours start from."""
-        import numpy as np
-
-        from jaxmnist import load_mnist
-        from jaxmnist.datasets.cache import cache_dir
-
-        arrays: Any = {
-            f"{part}_{what}": np.asarray(values, np.uint8)
-            for part, dataset in zip(("train", "test"), load_mnist(), strict=True)
-            for what, values in dataset._asdict().items()
-        }
-        np.savez(self.directory / "mnist.npz", **arrays)
-        (self.directory / "data").mkdir()
-        for path in cache_dir().glob("mnist*"):
-            shutil.copy(path, self.directory / "data")
-        shutil.copytree(self.directory / "data", self.directory / "warm")
-
-    def peak(self) -> dict[str, Any]:
-        """GFLOP/s of large matmuls, and the device that JAX computes on."""
-        from jaxmnist import JaxmnistError
-
-        done = _measure.measure([sys.executable, str(PEERS / "matmul_peak.py")], self.peers)
-        if done.code:
-            raise JaxmnistError(f"JAX does not start: {last_line(done.stderr)}")
-        result = json.loads(done.stdout)
-        if self.device == "gpu" and result["platform"] != "gpu":
-            raise JaxmnistError(f"--device gpu: JAX finds no GPU, only {result['platform']}")
-        self.platform = result["platform"]
-        return result
-
-    def run(self, name: str) -> Run:
-        """Run a program once."""
-        program = PROGRAMS[name]
-        environment = dict(self.ours if program.path == TRAIN else self.peers)
-        if program.one_thread:
-            environment["PJRT_NPROC"] = "1"
-        if name == "ours-cold":
-            cold = self.directory / "cold"
-            shutil.rmtree(cold, ignore_errors=True)
-            shutil.copytree(self.directory / "data", cold)
-            environment["JAXMNIST_CACHE_DIR"] = str(cold)
-        if program.path == TRAIN:
-            return _measure.measure(self.train_command, environment)
-        device = "cuda" if self.platform == "gpu" else "cpu"
-        command = [sys.executable, str(program.path), str(self.directory / "mnist.npz"), device]
-        return _measure.measure(command, environment)
 
 
 def main(options: Options) -> None:
@@ -214,7 +115,7 @@ def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
             if turn == 1 and not records[name].problem:
                 records[name] = Record()  # the first was to warm up
             if not records[name].problem:
-                records[name].add(turn, bench.run(name))
+                records[name].add(turn, bench.run(PROGRAMS[name]))
             if turn and name == turns[-1][1]:
                 peaks.append(bench.peak())
     except KeyboardInterrupt:
@@ -228,65 +129,12 @@ def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
     summary |= {"peak_gflops": peak, "skipped": skipped, "programs": {}, "embedded": {}}
     for name, record in records.items():
         if PROGRAMS[name].embedded:
-            summary["embedded"][name] = summarize_embedded(name, record)
+            summary["embedded"][name] = summarize_embedded(PROGRAMS[name].label, record)
         elif record.runs:
-            summary["programs"][name] = summarize(name, record, ours, max(peak.values()))
+            summary["programs"][name] = summarize(
+                PROGRAMS[name].label, record, ours, max(peak.values())
+            )
     return summary
-
-
-def why_not(program: Program, platform: str) -> str | None:
-    """Why the program cannot be timed here, if it cannot."""
-    if program.needs and not importlib.util.find_spec(program.needs):
-        return f"{program.needs} is not installed"
-    if program.gpu and platform != "gpu":
-        return "no GPU"
-    if program.one_thread and platform != "cpu":
-        return "on a CPU only"  # elsewhere it would be the same as with all threads
-    return None
-
-
-def summarize(name: str, record: Record, ours: Record, peak: float) -> dict[str, Any]:
-    """The figures of one program; its ratios to ours are taken within each turn."""
-    row: dict[str, Any] = {"label": PROGRAMS[name].label, "problem": record.problem}
-    for key in ("whole_seconds", "train_seconds"):
-        seconds, base = record.seconds(key), ours.seconds(key)
-        row[key] = spread(list(seconds.values()))
-        row[f"{key}_ratio"] = spread([seconds[t] / base[t] for t in seconds if t in base])
-    last = list(record.results.values())[-1:]
-    row |= {key: last[0].get(key) if last else None for key in EXPECTED}
-    row["peak_bytes"] = max(run.peak_bytes for run in record.runs.values())
-    train = row["train_seconds"]["median"] if row["train_seconds"] else None
-    row["images_per_second"] = IMAGES / train if train else None
-    row["gflops"] = _measure.training_flops(SIZES, IMAGES) / train / 1e9 if train else None
-    row["share_of_peak"] = row["gflops"] / peak if train else None
-    return row
-
-
-def summarize_embedded(name: str, record: Record) -> dict[str, Any]:
-    """The figures of a program that times single steps and many models at once."""
-    results = list(record.results.values())
-    figures = (
-        {key: spread([result[key] for result in results]) for key in results[0]} if results else {}
-    )
-    return {"label": PROGRAMS[name].label, "problem": record.problem, "figures": figures}
-
-
-def read_result(stdout: str) -> dict[str, float]:
-    """What a program tells of its training, in JSON or in the words of scripts/train.py."""
-    lines = stdout.splitlines()
-    if lines and lines[-1].startswith("{"):
-        return json.loads(lines[-1])
-    laps = _measure.read_laps(stdout)
-    epochs = re.findall(r"Training loss: ([\d.]+).*test accuracy: ([\d.]+)%", stdout)
-    if not laps or not epochs:
-        raise ValueError("it printed no result")
-    loss, percent = map(float, epochs[-1])
-    return {"train_seconds": laps["train"], "loss": loss, "accuracy": percent / 100}
-
-
-def last_line(message: str) -> str:
-    """The last line of an error, which says most."""
-    return (message.strip().splitlines() or ["no message"])[-1]
 
 
 def headline(machine: dict[str, Any]) -> str:
@@ -332,16 +180,6 @@ def text(summary: dict[str, Any]) -> str:
     return "\n".join(lines + notes)
 
 
-def number(value: float | None, form: str) -> str:
-    """A table's cell."""
-    return "" if value is None else format(value, form)
-
-
-def spread_text(values: dict[str, Any] | None) -> str:
-    """Median, smallest and largest."""
-    return "{median:.2f} ({min:.2f} to {max:.2f})".format(**values) if values else ""
-
-
 def save_chart(summary: dict[str, Any], path: Path) -> None:
     """A bar for each program that ran."""
     from jaxmnist.plots import time_bars
@@ -362,7 +200,7 @@ def profile(bench: Bench, runs: int) -> dict[str, Any]:
 
     machine, record, profiles = _measure.machine(), Record(), []
     for turn in range(runs + 1):
-        record.add(turn, bench.run("ours"))
+        record.add(turn, bench.run(PROGRAMS["ours"]))
         try:
             if record.problem:
                 raise RuntimeError(record.problem)

@@ -22,6 +22,11 @@ def measure(benchmark):
     return sys.modules["_measure"]
 
 
+@pytest.fixture
+def results(benchmark):
+    return sys.modules["_results"]
+
+
 def test_flops_by_hand(measure):
     # One image through 3-2: six products forward, six for the weights' gradient, an addition each.
     assert measure.training_flops((3, 2), 1) == 24
@@ -69,7 +74,7 @@ def test_no_settings_of_threads_reach_a_program(measure, monkeypatch):
     assert set(measure.clean_environment(MORE="2")) <= {*measure.KEPT, "MORE"}
 
 
-def test_trainings_are_read(benchmark):
+def test_trainings_are_read(results):
     words = """Data: here
 Epoch 1/2   Training loss: 0.435781   test loss: 0.393910   test accuracy: 89.02%
 Epoch 2/2   Training loss: 0.392068   test loss: 0.360493   test accuracy: 89.96%
@@ -79,11 +84,11 @@ Trained on here
   load 0.57 s, compile 1.77 s, train 1.74 s, evaluate 0.07 s
 """
     expected = {"train_seconds": 1.74, "loss": 0.392068, "accuracy": pytest.approx(0.8996)}
-    assert benchmark.read_result(words) == expected
-    assert benchmark.read_result('a line\n{"loss": 2}\n') == {"loss": 2}
+    assert results.read_result(words) == expected
+    assert results.read_result('a line\n{"loss": 2}\n') == {"loss": 2}
     for nothing in ("", "Training loss: 0.4\n", "{"):
         with pytest.raises(ValueError):  # noqa: PT011
-            benchmark.read_result(nothing)
+            results.read_result(nothing)
 
 
 def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
@@ -126,7 +131,7 @@ def programs(benchmark, monkeypatch, tmp_path):
     def program(name, code, **options):
         path = tmp_path / f"{name}.py"
         path.write_text(code)
-        return benchmark.Program(name, path, **options)
+        return sys.modules["_programs"].Program(name, path, **options)
 
     peak = {"platform": "cpu", "device": "cpu", "numpy": 100.0, "xla": 90.0}
     good = '{"train_seconds": 2.0, "loss": 0.39, "accuracy": 0.9}'
@@ -175,11 +180,11 @@ def test_ratios_are_of_programs_that_ran_in_the_same_turn(benchmark, measure):
         return record
 
     ours, other = record(1.0, 2.0, 0.0), record(1.5, 3.2, 9.0)
-    row = benchmark.summarize("numpy", other, ours, 100.0)
+    row = benchmark.summarize("NumPy, OpenBLAS", other, ours, 100.0)
     assert row["whole_seconds_ratio"]["runs"] == row["train_seconds_ratio"]["runs"] == [1.5, 1.6]
     assert row["whole_seconds"]["median"] == 3.2
     assert ours.problem == "failed: exit code 1: it failed"
-    unsure = benchmark.summarize("numpy", record(0.9, 2.2), record(1.0, 2.0), 100.0)
+    unsure = benchmark.summarize("NumPy, OpenBLAS", record(0.9, 2.2), record(1.0, 2.0), 100.0)
     machine = {
         "cpu": "x",
         "cores": 2,
@@ -201,10 +206,10 @@ def test_ratios_are_of_programs_that_ran_in_the_same_turn(benchmark, measure):
 def test_what_was_measured_is_kept(benchmark, monkeypatch, capsys, tmp_path, how):
     run, count, out = benchmark.Bench.run, iter(range(100)), tmp_path / "out.json"
 
-    def interrupted(bench, name):
+    def interrupted(bench, program):
         if next(count) == 8 and how == "Ctrl-C":
             raise KeyboardInterrupt
-        return run(bench, name)
+        return run(bench, program)
 
     monkeypatch.setattr(benchmark.Bench, "run", interrupted)
     limit = 0.0001 if how != "Ctrl-C" else 0.0

@@ -31,18 +31,18 @@ def cells() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def tampered(script, tmp_path):
-    """Runs a copy of the notebook in which each given text is replaced by another."""
+    """Runs a copy of the notebook and its outputs with each given text replaced by another."""
 
     def call(replacements: dict[str, str], *options: object) -> tuple[int, str, str]:
-        source = NOTEBOOK.read_text()
-        for old, new in replacements.items():
-            assert source.count(old) == 1
-            source = source.replace(old, new)
-        copy = tmp_path / "notebook.py"
-        copy.write_text(source)
+        for name in ("notebook.py", "notebook_outputs.txt"):
+            text = (NOTEBOOK.parent / name).read_text()
+            for old in [old for old in replacements if text.count(old) == 1]:
+                text = text.replace(old, replacements.pop(old))
+            (tmp_path / name).write_text(text)
+        assert not replacements
         for helper in NOTEBOOK.parent.glob("_*.py"):
             shutil.copy(helper, tmp_path)
-        return script(copy, *options)
+        return script(tmp_path / "notebook.py", *options)
 
     return call
 

@@ -1,7 +1,18 @@
-"""The programs that scripts/benchmark.py times."""
+"""The programs that scripts/benchmark.py times, and how each is started."""
 
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import _measure
+from _measure import Run
+from _results import last_line
 
 PEERS = Path(__file__).parent
 TRAIN = PEERS.parent / "train.py"
@@ -14,6 +25,7 @@ class Program(NamedTuple):
     path: Path
     needs: str = ""  # a package
     ours: bool = False
+    cold: bool = False  # with nothing compiled before
     embedded: bool = False  # what it prints is not the training of five epochs
     gpu: bool = False  # runs on a GPU only
     one_thread: bool = False  # XLA's on a CPU, which has one for each core otherwise
@@ -21,7 +33,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "ours": Program("jaxmnist", TRAIN, ours=True),
-    "ours-cold": Program("jaxmnist, first start (nothing compiled)", TRAIN, ours=True),
+    "ours-cold": Program("jaxmnist, first start (nothing compiled)", TRAIN, ours=True, cold=True),
     "numpy": Program("NumPy by hand, OpenBLAS", PEERS / "numpy_openblas.py"),
     "linen": Program("Flax Linen, a step per batch", PEERS / "flax_linen.py"),
     "nnx": Program("Flax NNX, a step per batch", PEERS / "flax_nnx.py"),
@@ -40,3 +52,78 @@ PROGRAMS = {
         one_thread=True,
     ),
 }
+
+
+def why_not(program: Program, platform: str) -> str | None:
+    """Why the program cannot be timed here, if it cannot."""
+    if program.needs and not importlib.util.find_spec(program.needs):
+        return f"{program.needs} is not installed"
+    if program.gpu and platform != "gpu":
+        return "no GPU"
+    if program.one_thread and platform != "cpu":
+        return "on a CPU only"  # elsewhere it would be the same as with all threads
+    return None
+
+
+class Bench:
+    """The directory, the environments and the commands of one benchmark."""
+
+    def __init__(self, directory: Path, device: str) -> None:
+        self.directory, self.device, self.platform = directory, device, "cpu"
+        platforms = {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+        data_dir = os.environ.get("JAXMNIST_DATA_DIR")
+        self.peers = _measure.clean_environment(
+            **platforms, TORCHINDUCTOR_CACHE_DIR=str(directory / "inductor")
+        )
+        self.ours = _measure.clean_environment(
+            JAXMNIST_CACHE_DIR=str(directory / "warm"),
+            **({"JAXMNIST_DATA_DIR": data_dir} if data_dir else {}),
+        )
+        self.train_command = [sys.executable, str(TRAIN), "--device", device]
+
+    def prepare(self) -> None:
+        """Write MNIST where the peers read it, and into the caches that ours start from."""
+        import numpy as np
+
+        from jaxmnist import load_mnist
+        from jaxmnist.datasets.cache import cache_dir
+
+        arrays: Any = {
+            f"{part}_{what}": np.asarray(values, np.uint8)
+            for part, dataset in zip(("train", "test"), load_mnist(), strict=True)
+            for what, values in dataset._asdict().items()
+        }
+        np.savez(self.directory / "mnist.npz", **arrays)
+        (self.directory / "data").mkdir()
+        for path in cache_dir().glob("mnist*"):
+            shutil.copy(path, self.directory / "data")
+        shutil.copytree(self.directory / "data", self.directory / "warm")
+
+    def peak(self) -> dict[str, Any]:
+        """GFLOP/s of large matmuls, and the device that JAX computes on."""
+        from jaxmnist import JaxmnistError
+
+        done = _measure.measure([sys.executable, str(PEERS / "matmul_peak.py")], self.peers)
+        if done.code:
+            raise JaxmnistError(f"JAX does not start: {last_line(done.stderr)}")
+        result = json.loads(done.stdout)
+        if self.device == "gpu" and result["platform"] != "gpu":
+            raise JaxmnistError(f"--device gpu: JAX finds no GPU, only {result['platform']}")
+        self.platform = result["platform"]
+        return result
+
+    def run(self, program: Program) -> Run:
+        """Run a program once."""
+        environment = dict(self.ours if program.path == TRAIN else self.peers)
+        if program.one_thread:
+            environment["PJRT_NPROC"] = "1"
+        if program.cold:
+            cold = self.directory / "cold"
+            shutil.rmtree(cold, ignore_errors=True)
+            shutil.copytree(self.directory / "data", cold)
+            environment["JAXMNIST_CACHE_DIR"] = str(cold)
+        if program.path == TRAIN:
+            return _measure.measure(self.train_command, environment)
+        device = "cuda" if self.platform == "gpu" else "cpu"
+        command = [sys.executable, str(program.path), str(self.directory / "mnist.npz"), device]
+        return _measure.measure(command, environment)
