@@ -1,5 +1,7 @@
 """What goes wrong in a program of one's own is one error that names the cause."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -75,10 +77,9 @@ def test_a_models_output(toy, change, named, jit):
         with pytest.raises(ValueError, match=named):
             either(jit)(step_of(loss, apply=apply))(STATE, toy)
     for batch_size in (1000, 100):
+        score = partial(evaluate, make_metrics(apply), batch_size=batch_size)
         with pytest.raises(ValueError, match=named):
-            either(jit)(
-                lambda params: evaluate(make_metrics(apply), params, toy, batch_size=batch_size)
-            )(STATE.params)
+            either(jit)(score)(STATE.params, toy)
 
 
 @pytest.mark.parametrize("wrong", [-1, 10])
@@ -95,8 +96,11 @@ def test_a_label_outside_the_classes(toy, wrong):
         jax.jit(lambda state: step(state, bad))(STATE)  # a constant of the program
     with pytest.raises(ValueError, match=message):
         evaluate(METRICS, STATE.params, bad)
+
+    def test(state):
+        return evaluate(METRICS, state.params, bad)
+
     with pytest.raises(ValueError, match=message):
-        test = lambda state: evaluate(METRICS, state.params, bad)  # noqa: E731
         train(KEY, toy, STATE, step, epochs=1, test=test)
 
     _, metrics = jax.jit(step)(STATE, bad)
@@ -209,7 +213,7 @@ def test_a_batch_size_below_one(toy, size):
 @pytest.mark.parametrize("jit", [False, True])
 def test_what_an_objective_returns(toy, result, jit):
     step = step_of(lambda logits, labels: result(cross_entropy(logits, labels)))
-    with pytest.raises(TypeError, match="an objective returns loss, .*loss, metrics.*model_state"):
+    with pytest.raises(TypeError, match=r"an objective returns loss, .*loss, metrics.*model_state"):
         either(jit)(step)(STATE, toy)
 
 
@@ -376,11 +380,13 @@ def test_a_model_state_that_changes_its_form(toy, before, after):
         return make_objective(MODEL.apply)(params, batch), {}, after
 
     epoch = make_train_epoch(make_train_step(objective, TX))
-    with pytest.raises(TypeError, match="same pytree structure|equal types"):
+    with pytest.raises(TypeError, match=r"same pytree structure|equal types"):
         jax.jit(epoch)(STATE._replace(model_state=before), toy, np.arange(100))
 
 
 def test_an_objective_that_returns_four_things(toy):
-    objective = lambda params, batch: (1.0, {}, None, None)  # noqa: E731
+    def objective(params, batch):
+        return jnp.float32(1), {}, None, None
+
     with pytest.raises(ValueError, match="too many values"):
         make_train_step(objective, TX)(STATE, toy)

@@ -112,7 +112,7 @@ def test_on_a_mesh_with_explicit_axes():
     worker = start("-m", "tests.explicit_mesh", JAX_NUM_CPU_DEVICES="4")
     ((code, stdout, stderr),) = finish(worker)
     assert code == 0, stdout + stderr
-    assert len(stdout.splitlines()) == 20
+    assert len(stdout.splitlines()) == 8
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])

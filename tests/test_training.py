@@ -326,7 +326,7 @@ def test_init_state_takes_an_example_and_names_it():
 
     state = init_state(KEY, Conv(), TX, np.zeros((28, 28, 1), np.float32))
     assert state.params["params"]["Dense_0"]["kernel"].shape == (28 * 28 * 2, 10)
-    with pytest.raises(ValueError) as error:  # noqa: PT011: Flax's own
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - Flax chooses the words
         init_state(KEY, Conv(), TX)
     (note,) = [note for note in error.value.__notes__ if "init_state" in note]
     assert note == (
