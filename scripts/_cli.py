@@ -32,9 +32,8 @@ import sys
 def _fail(message: str, code: int) -> int:
     # An option's value or a file's name may hold what would do something to the terminal.
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    text = f"{os.path.basename(sys.argv[0])}: error: {line}\n"
     try:
-        sys.stderr.write(text)
+        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {line}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass  # there is nobody to tell
@@ -43,12 +42,14 @@ def _fail(message: str, code: int) -> int:
 
 def _exit_interrupted(*_: object) -> None:
     """End at once: with threads of XLA at work the interpreter crashes on its way out."""
+    sys.stderr = sys.__stderr__  # while the options are parsed it is another
     os._exit(_fail("interrupted", 130))
 
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _exit_interrupted)  # `run` gives it back
 
+import atexit
 import contextlib
 import difflib
 import gc
@@ -121,6 +122,7 @@ def _run(main: Callable[[Options], None], options: Options) -> None:
     if signal.getsignal(signal.SIGINT) is _exit_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     main(options)
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done, let it end
 
 
 def _explain(error: Exception) -> int:
