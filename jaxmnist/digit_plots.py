@@ -31,7 +31,7 @@ def mistake_grid(
     probabilities: Float[np.ndarray, "n classes"],
     labels: Int[np.ndarray, " n"],
 ) -> "Figure":
-    """Images that were mistaken, each with what it was taken for and its label, and how surely."""
+    """Mistaken images, each with its prediction and its label, and the probability of both."""
     from matplotlib.figure import Figure
 
     columns = 8
@@ -57,7 +57,7 @@ def mistake_grid(
 def weight_grid(
     weight: Float[np.ndarray, "units 784"], columns: int = 16, most: int = 128
 ) -> "Figure":
-    """The weights of the first layer's units as images of 28x28: what each of them looks for.
+    """The weights of the first layer's units as images of 28x28.
 
     Args:
         weight: that of the first layer, `params["params"]["linear_0"]["weight"]`.
@@ -78,15 +78,17 @@ def weight_grid(
     axes = figure.subplots()
     shown = axes.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
     axes.set_axis_off()
-    look: dict[str, Any] = {"location": "bottom", "shrink": 0.6, "aspect": 40}
-    figure.colorbar(shown, ax=axes, label="weight of a pixel (above 0: ink raises the sum)", **look)
+    style: dict[str, Any] = {"location": "bottom", "shrink": 0.6, "aspect": 40}
+    figure.colorbar(
+        shown, ax=axes, label="weight of a pixel (above 0: ink raises the sum)", **style
+    )
     which = f"{units}" if units <= most else f"{most} largest of {units}"
     axes.set_title(f"First-layer weights, 28x28: {which} units", size=10)
     return figure
 
 
 def percent(share: float) -> str:
-    """A share of 1 with one digit after the point, rounded neither to nothing nor to all of it."""
+    """A share of 1 in percent, with one decimal; neither 0 nor 1 by rounding alone."""
     if 0 < share < 0.0005:
         return "< 0.1%"
     return "> 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"

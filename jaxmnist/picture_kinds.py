@@ -58,8 +58,8 @@ def photo(image: Digit, rng: np.random.Generator) -> Made:
     y, x = np.mgrid[:280, :280] / 280
     centre_y, centre_x = rng.random(2)
     light = 1 - 0.6 * np.exp(-((x - centre_x) ** 2 + (y - centre_y) ** 2) / 0.18)
-    seen = paper * light[..., None] + rng.normal(0, 6, paper.shape)
-    return Image.fromarray(seen.clip(0, 255).astype(np.uint8)), JPEG
+    photo = paper * light[..., None] + rng.normal(0, 6, paper.shape)
+    return Image.fromarray(photo.clip(0, 255).astype(np.uint8)), JPEG
 
 
 def squared(image: Digit, _: np.random.Generator) -> Made:

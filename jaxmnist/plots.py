@@ -84,16 +84,16 @@ def run_curves(
     keys = [Line2D([], [], color="0.5", label="x"), Line2D([], [], color="0.5", ls="--", label="x")]
     for number, (losses, records) in enumerate(runs):
         ends = np.arange(1, len(records) + 1)
-        look: dict[str, Any] = {
+        style: dict[str, Any] = {
             "color": COLORS[number % len(COLORS)],
             "marker": _MARKERS[number % len(_MARKERS)],
         }
-        look |= {"markersize": 5 if len(records) <= 50 else 0, "linewidth": 1.2}
+        style |= {"markersize": 5 if len(records) <= 50 else 0, "linewidth": 1.2}
         positions, means = _stretches(losses, records)
-        upper.plot(positions, means, color=look["color"], linewidth=1.2)
-        upper.plot(ends, [r["test_loss"] for r in records], ls="--", **look)
-        lower.plot(ends, [r["test_accuracy"] for r in records], ls="--", **look)
-        keys.append(Line2D([], [], label="x", **look))
+        upper.plot(positions, means, color=style["color"], linewidth=1.2)
+        upper.plot(ends, [r["test_loss"] for r in records], ls="--", **style)
+        lower.plot(ends, [r["test_accuracy"] for r in records], ls="--", **style)
+        keys.append(Line2D([], [], label="x", **style))
     upper.set(ylabel="loss (nats)", ylim=(0, None))
     lower.set(xlabel="epochs", ylabel="test accuracy", xlim=(0, None))
     lower.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -110,7 +110,7 @@ def run_curves(
 
 
 def confusion_matrix(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
-    """How many images of each digit (rows) were taken for which (columns)."""
+    """How many images of each digit (rows) were predicted as which (columns)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -128,10 +128,10 @@ def confusion_matrix(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
         axes.text(
             column, row, f"{count}", ha="center", va="center", size=9, color="w" if dark else "k"
         )
-    axes.set(xticks=digits, yticks=digits, xlabel="taken for (digit)", ylabel="is (digit)")
+    axes.set(xticks=digits, yticks=digits, xlabel="predicted digit", ylabel="true digit")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="images taken for another digit")
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="images predicted as another digit")
     bar.locator = MaxNLocator(integer=True, nbins=5)
     bar.outline.set_visible(False)
     figure.suptitle(

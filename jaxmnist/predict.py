@@ -53,7 +53,7 @@ class ModelMetrics(NamedTuple):
 
     loss: float  # mean cross-entropy, in nats
     accuracy: float
-    confusion: Int[np.ndarray, "classes classes"]  # [i, j] counts images of i taken for j
+    confusion: Int[np.ndarray, "classes classes"]  # [i, j] counts images of i predicted as j
     probabilities: Float[np.ndarray, "n classes"]
 
 

@@ -27,7 +27,7 @@ Params = dict[str, dict[str, dict[str, Float32[np.ndarray, "..."]]]]
 class TorchGenerator:
     """The random stream of PyTorch's CPU generator after `torch.manual_seed(seed)`.
 
-    Each method draws what the PyTorch function of its name draws and leaves the stream where that
+    Each method gives what the PyTorch function of its name gives and leaves the stream where that
     function leaves it. The generator is MT19937 seeded with the low 32 bits of the seed
     (aten/src/ATen/CPUGeneratorImpl.cpp), as NumPy's legacy generator is.
 
@@ -67,7 +67,7 @@ class TorchGenerator:
         """`torch.randn(shape)`, to 1e-6: standard normal values by the Box-Muller transform.
 
         Fewer than 16 are made in pairs, more in blocks of 16; where a block is not full, the *last
-        16* are drawn anew (normal_fill, aten/src/ATen/native/cpu/DistributionTemplates.h).
+        16* are sampled again (normal_fill, aten/src/ATen/native/cpu/DistributionTemplates.h).
         """
         size = math.prod(shape)
         if size < 16:
@@ -115,7 +115,7 @@ def _box_muller(uniforms: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"
 def init_params(generator: TorchGenerator, sizes: Sequence[int] = (784, 128, 64, 10)) -> Params:
     """The initial parameters of `nn.Linear(sizes[0], sizes[1])`, `nn.Linear(sizes[1], ...)`, ...
 
-    `reset_parameters` (torch/nn/modules/linear.py) draws a layer's weight `[out, in]`, then its
+    `reset_parameters` (torch/nn/modules/linear.py) samples a layer's weight `[out, in]`, then its
     bias `[out]`; the bounds are those of `kaiming_uniform_(weight, a=sqrt(5))` (torch/nn/init.py).
     """
     gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))
@@ -133,9 +133,9 @@ def loader_order(
 ) -> Int32[np.ndarray, " n"]:
     """The order in which one pass over `DataLoader(shuffle=True)` visits its `n` examples.
 
-    The loader draws a seed for its workers, then its sampler one for a generator of its own
+    The loader takes a seed for its workers, then its sampler one for a generator of its own
     (dataloader.py and sampler.py in torch/utils/data). Before PyTorch 1.6, which is `legacy`, the
-    sampler drew none and shuffled with the global generator.
+    sampler took none and shuffled with the global generator.
     """
     generator.u64()
     return (generator if legacy else TorchGenerator(generator.u64())).randperm(n)

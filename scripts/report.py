@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxmnist.runs.finished import Run
 
 GENERATOR = "jaxmnist scripts/report.py"  # a page with this name in it may be made again
-# Options that say where a run lies and what it leaves, not what it computes.
+# Options that say where a run is and what it writes, not what it computes.
 INCIDENTAL = {
     *("data_dir", "source", "compile_cache", "coordinator", "processes", "process_id", "timeout"),
     *("out", "resume", "checkpoint_every", "checkpoint_unit", "keep", "plots", "tensorboard"),
@@ -100,7 +100,7 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path, name in zip(paths, names, strict=True):
         key = str(path) if names.count(name) > 1 else name
-        key = "".join(x if x.isprintable() else "?" for x in key)  # nor is all of it Unicode
+        key = "".join(x if x.isprintable() else "?" for x in key)  # a name may hold anything
         while key in named:
             key += "'"
         named[key] = path

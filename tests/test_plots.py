@@ -110,8 +110,8 @@ def test_confusion_matrix_shows_every_count():
     places = np.argwhere(confusion).tolist()
     expected = {(column, row): str(confusion[row, column]) for row, column in places}
     assert shown == expected
-    assert (axes.get_ylabel(), axes.get_xlabel()) == ("is (digit)", "taken for (digit)")
-    assert bar.get_ylabel() == "images taken for another digit"
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true digit", "predicted digit")
+    assert bar.get_ylabel() == "images predicted as another digit"
     assert figure.get_suptitle() == "13 of 20 test images are right"
 
 
