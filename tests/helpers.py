@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "scripts" / "train.py"
+SWEEP = ROOT / "scripts" / "sweep.py"
 # 60,000 synthetic digits in 120 steps an epoch, with a momentum that a checkpoint could lose.
 QUICK = ("--dataset", "synthetic", "--batch-size", 500, "--momentum", 0.9)
 

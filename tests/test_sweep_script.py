@@ -10,10 +10,8 @@ import time
 
 import pytest
 
-from tests.helpers import ROOT, finish, refused
+from tests.helpers import ROOT, SWEEP, TRAIN, finish, refused
 
-SWEEP = ROOT / "scripts" / "sweep.py"
-TRAIN = ROOT / "scripts" / "train.py"
 # 60,000 drawn digits in 60 steps an epoch, with a model that is quick to compile.
 QUICK = ("--dataset", "synthetic", "--batch-size", "1000", "--hidden", "8", "--epochs", "2")
 TWO = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
@@ -306,3 +304,10 @@ def test_help_starts_no_jax():
     code += f"\ntry: runpy.run_path({str(SWEEP)!r}, run_name='__main__')"
     code += "\nexcept SystemExit as stop: assert stop.code == 0 and 'jax' not in sys.modules"
     assert "--seeds" in finish([sys.executable, "-c", code])
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments():
+    kills = ["--alone", 2, "--two", 1, "--four", 1, "--dataset", "synthetic"]
+    table = finish([sys.executable, "-m", "tests.stress.sweeps", *kills], cwd=ROOT)
+    assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == ["2", "1", "1"]
