@@ -15,6 +15,10 @@ SWEEP = ROOT / "scripts" / "sweep.py"
 # 60,000 synthetic digits in 120 steps an epoch, with a momentum that a checkpoint could lose.
 QUICK = ("--dataset", "synthetic", "--batch-size", 500, "--momentum", 0.9)
 
+# Seconds after which a test is given up. None waits for so long unless something hangs: how fast
+# the machine is must make no difference.
+PATIENCE = 900
+
 
 def finish(command, **options) -> str:
     """Run a program to its end; what it printed."""

@@ -24,6 +24,7 @@ from jaxmnist.errors import CheckpointError
 from jaxmnist.files import atomic_write, open_regular
 from jaxmnist.runs import checkpoint, checkpoint_file
 from jaxmnist.runs.lock import lock
+from tests.helpers import PATIENCE
 
 
 def small(step: int = 7, width: int = 3) -> TrainState:
@@ -346,7 +347,7 @@ def test_a_slow_disk_delays_neither_training_nor_the_newest(tmp_path, monkeypatc
 
     def slow(directory, step, content, keep):
         started.set()
-        assert go.wait(timeout=10)
+        assert go.wait(PATIENCE)
         written.append(step)
         return write(directory, step, content, keep)
 
@@ -355,7 +356,7 @@ def test_a_slow_disk_delays_neither_training_nor_the_newest(tmp_path, monkeypatc
         state = small(1)
         writer.save(state, config={})
         state.params["kernel"][:] = 0  # it was copied
-        assert started.wait(timeout=10)
+        assert started.wait(PATIENCE)
         for step in (2, 3, 4):
             writer.save(small(step), config={})
         assert written == []
@@ -523,6 +524,7 @@ import numpy as np
 from jaxmnist import TrainState
 from jaxmnist.runs import checkpoint
 from jaxmnist.runs.lock import lock
+from tests.helpers import PATIENCE
 from jaxmnist.errors import CheckpointError
 
 directory = Path(sys.argv[1])
@@ -580,7 +582,7 @@ def test_a_killed_process_loses_nothing(tmp_path):
         [sys.executable, "-W", "ignore", "-c", KILLED, tmp_path],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     last, half = map(int, done.stdout.split())

@@ -23,6 +23,7 @@ from jaxmnist.datasets import mnist as mnist_module
 from jaxmnist.datasets.idx import find_idx, read_idx
 from jaxmnist.datasets.mnist import FILES, find_mnist
 from jaxmnist.errors import DataError, DataNotFoundError, UsageError
+from tests.helpers import PATIENCE
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 SPECS = {name: (shape, "uint8") for name, (_, shape) in FILES.items()}
@@ -326,7 +327,7 @@ def test_processes_starting_at_once_make_one_cache(mnist_dir, nowhere, tmp_path)
     workers = [context.Process(target=_digest, args=(mnist_dir, queue)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    sums = {queue.get(timeout=60) for _ in workers}
+    sums = {queue.get(timeout=PATIENCE) for _ in workers}
     for worker in workers:
         worker.join(60)
     assert len(sums) == 1

@@ -7,14 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from jaxmnist import JaxmnistError, epoch_order, make_train_epoch, make_train_step, norms, parallel
-from tests.helpers import ROOT, TRAIN, epoch_lines
+from tests.helpers import PATIENCE, ROOT, TRAIN, epoch_lines
 from tests.mesh_worker import BATCHES, EPOCHS, OBJECTIVES, SEED, TX, dataset, losses
 from tests.mesh_worker import start as start_state
 
@@ -58,9 +57,9 @@ def start(*command: object, **environment: str) -> subprocess.Popen:
     )
 
 
-def finish(*processes: subprocess.Popen, timeout: float = 300) -> list[tuple[int, str, str]]:
+def finish(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
     try:
-        ended = [(*process.communicate(timeout=timeout), process) for process in processes]
+        ended = [(*process.communicate(timeout=PATIENCE), process) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -172,7 +171,7 @@ def together(*options: object, numbers: tuple[int, ...] = (0, 1)) -> list[subpro
 
 def numbers(stdout: str) -> np.ndarray:
     """The epochs' training loss, test loss and test accuracy in percent."""
-    return np.array([re.findall(r"[\d.]+", line) for line in epoch_lines(stdout)], float)
+    return np.array([re.findall(r": ([\d.]+)", line) for line in epoch_lines(stdout)], float)
 
 
 def assert_close(stdout: str, alone: str) -> None:
@@ -209,13 +208,11 @@ def test_when_a_worker_dies_the_others_end(victim):
     first_line = processes[0].stdout.readline()
     assert first_line.startswith("Data: "), first_line
     for line in processes[0].stdout:
-        if line.startswith("Training loss: "):
+        if "Training loss: " in line:
             break
     processes[victim].send_signal(signal.SIGKILL)
-    started = time.monotonic()
-    ((code, _, stderr),) = finish(survivor, timeout=60)
+    ((code, _, stderr),) = finish(survivor)
     processes[victim].communicate()
-    assert time.monotonic() - started < 60
     assert code != 0
     assert "another process has failed" in stderr or "another task died" in stderr
 
@@ -223,7 +220,7 @@ def test_when_a_worker_dies_the_others_end(victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("present", [0, 1])
 def test_a_worker_that_never_arrives(present):
-    ((code, stdout, stderr),) = finish(*together("--timeout", 10, numbers=(present,)), timeout=60)
+    ((code, stdout, stderr),) = finish(*together("--timeout", 10, numbers=(present,)))
     assert code == 1
     assert stdout == ""
     assert "the other processes did not come within 10 s" in stderr
