@@ -136,11 +136,70 @@ def test_a_damaged_file_is_an_error_even_for_auto(script, nowhere, blank_dir):
         ("--torch-order legacy", ["--torch-order", "--torch-seed"]),
         ("--torch-seed 18446744073709551616", ["--torch-seed"]),
         ("--device abacus", ["--device", "abacus"]),
+        ("--epoch 3", ["--epoch", "did you mean --epochs?"]),
+        ("--epochs=", ["--epochs=", "empty"]),
+        ("--hidden 18446744073709551616", ["--hidden", "below 2**31"]),
+        ("--epochs 2147483648", ["--epochs", "2**31"]),
+        ("--validation 60000 --dataset synthetic", ["--validation 60000", "60,000"]),
+        ("--weight-decay 0.1", ["--weight-decay", "AdamW"]),
+        ("--distributed --coordinator localhost --processes 2 --process-id 0", ["HOST:PORT"]),
     ],
 )
 def test_wrong_usage(script, tmp_path, options, words):
     refused(script("train.py", *options.split(), "--out", tmp_path / "out"), 2, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "", "bad\udcff"])
+def test_no_directory_of_this_machine(script, path):
+    """Field cases F26, F37 and F40."""
+    refused(script("train.py", "--dataset", "synthetic", "--out", path), 2, "--out")
+
+
+def test_sizes_that_fit_no_memory(script, tmp_path):
+    """One line that says how much is needed and how much there is, before anything is trained."""
+    options = ("--dataset", "synthetic", "--out", tmp_path / "out")
+    for hidden in ((1_000_000_000,), (2**31 - 1, 2**31 - 1)):
+        refused(script("train.py", *options, "--hidden", *hidden), 1, "GB of memory", "--hidden")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_fits_no_memory(script, few_digits, monkeypatch):
+    """A further member: what XLA's program takes, which grows with the batch."""
+    from jaxmnist.runs import memory
+
+    monkeypatch.setattr(memory, "available", lambda device: 2_000_000)
+    result = script("train.py", "--dataset", "synthetic", "--batch-size", 1000, "--hidden", 1000)
+    refused(result, 1, "GB of memory", "--batch-size")
+
+
+def test_validation_is_held_out(script, tmp_path, few_digits):
+    """The last training images are not trained on, and evaluated after each epoch."""
+    out = tmp_path / "out"
+    options = ("--dataset", "synthetic", "--batch-size", 30, "--epochs", 2, "--validation", 100)
+    code, stdout, _ = script("train.py", *options, "--out", out)
+    assert code == 0
+    assert "of 30 steps" in stdout  # of the 900 images that are left
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for record, line in zip(records, epoch_lines(stdout), strict=True):
+        assert f"validation loss: {record['validation_loss']:.6f}" in line
+        assert f"validation accuracy: {record['validation_accuracy']:.2%}" in line
+
+    from jaxmnist import MLP, Dataset, evaluate, make_metrics
+    from jaxmnist.datasets import synthetic
+    from jaxmnist.torch_compat import load_weights
+
+    held_out = Dataset(*(x[900:] for x in synthetic.load_synthetic(0)[0]))
+    params = load_weights(out / "weights.safetensors")
+    found = evaluate(make_metrics(MLP().apply), params, held_out)
+    np.testing.assert_allclose(found["loss"], records[-1]["validation_loss"], rtol=1e-5)
+
+
+def test_without_a_directory_it_says_that_the_model_is_not_kept(script, few_digits):
+    code, stdout, _ = script("train.py", "--dataset", "synthetic", "--epochs", 1)
+    assert code == 0
+    assert stdout.splitlines()[-1].endswith("the model is not kept; --out DIRECTORY keeps it")
+    assert stdout.count("109,386 parameters") == 1
 
 
 def test_unavailable_device(script):
@@ -152,6 +211,55 @@ def test_divergence_is_named_and_leaves_nothing(script, tmp_path):
     result = script("train.py", *options, "--out", tmp_path / "out")
     refused(result, 1, "loss of step", "learning rate")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rate", ["1e8", "1e20"])
+def test_nothing_that_is_not_finite_is_done(script, tmp_path, few_digits, rate):
+    """Field case F29: here the loss of each step is finite, and the test's is not."""
+    options = ("--dataset", "synthetic", "--epochs", 2, "--batch-size", 1000)
+    out = tmp_path / "out"
+    result = script("train.py", *options, "--learning-rate", rate, "--out", out)
+    refused(result, 1, "diverged", "learning rate")
+    assert not (out / "weights.safetensors").exists()
+    for path in out.glob("*.jsonl"):
+        assert "nan" not in path.read_text().lower()
+
+
+def test_weights_that_are_not_finite_are_not_saved(script, tmp_path, few_digits):
+    """A further member: the step's loss is finite, and its update is not."""
+    options = ("--dataset", "synthetic", "--epochs", 1, "--batch-size", 1000, "--hidden", 1000)
+    options += ("--checkpoint-unit", "steps", "--learning-rate", "3e38", "--momentum", 0.99)
+    refused(script("train.py", *options, "--out", tmp_path / "out"), 1, "diverged")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "metrics.jsonl", "config.json", "tensorboard"])
+def test_links_in_a_directory_lead_nowhere(script, tmp_path, few_digits, name):
+    """Field case F31: what a prepared directory links to is not written to."""
+    options = ("--dataset", "synthetic", "--batch-size", 1000, "--tensorboard", "--resume")
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    assert script("train.py", *options, "--epochs", 1, "--out", out)[0] == 0
+    if name == "tensorboard":
+        (out / name).rename(victim)
+    else:
+        (out / name).unlink()
+        victim.write_text("precious")
+    before = sorted(victim.iterdir()) if victim.is_dir() else victim.read_text()
+    (out / name).symlink_to(victim)
+    result = script("train.py", *options, "--epochs", 2, "--out", out)
+    assert before == (sorted(victim.iterdir()) if victim.is_dir() else victim.read_text())
+    if result[0]:
+        refused(result, 1, name, "is a link")
+
+
+def test_epochs_are_not_planned_ahead(tmp_path):
+    """Field case F36: two thousand million epochs take no more memory than two."""
+    command = [sys.executable, TRAIN, "--dataset", "synthetic", "--batch-size", "60000"]
+    with subprocess.Popen(
+        [*map(str, command), "--epochs", "2147483647"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert any("Epoch 2/2147483647" in line for line in process.stdout)
+        process.kill()
 
 
 def test_out_is_never_overwritten(script, tmp_path):
