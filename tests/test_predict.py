@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -49,6 +51,24 @@ def test_pictures_of_real_digits(weights, mnist_dir):
     assert len(found) == 12
     assert all(abs(points) < 9 for points in found.values())  # a digit is 1.7 points of 60
     assert abs(np.mean([*found.values()])) < 3
+
+
+@pytest.mark.usefixtures("sigint")
+def test_ctrl_c_in_robustness_is_one_line(untrained):
+    """A terminal sends it to every process, the workers too."""
+    command = [sys.executable, ROOT / "scripts" / "robustness.py", untrained]
+    command += ["--dataset", "synthetic", "--images", 10_000]
+    with subprocess.Popen(
+        [*map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline().startswith("Data: ")
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (130, "robustness.py: error: interrupted\n")
 
 
 def turned(picture):
