@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import QUICK, TRAIN, ending, epoch_lines, refused, train
+from tests.helpers import PATIENCE, QUICK, TRAIN, ending, epoch_lines, refused, train
+from tests.stress import crash
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_a_signal_saves_and_says_how_to_go_on(script, tmp_path, whole, sigint, n
     process.send_signal(number)
     time.sleep(0.1)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
     assert "stopping as soon as it is saved" in stderr
     assert "saved after step" in stderr.splitlines()[-1]
@@ -90,7 +91,7 @@ def test_a_second_signal_ends_at_once(tmp_path, sigint):
     process.send_signal(signal.SIGINT)
     assert "once more ends at once" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)  # the same once more would be the same request
-    assert process.wait(timeout=10) == 143
+    assert process.wait(PATIENCE) == 143
     assert "saved" not in process.stderr.read()
     process.stdout.close()
     process.stderr.close()
@@ -185,9 +186,8 @@ def test_what_fails_before_the_first_checkpoint_leaves_nothing(script, tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_runs(script):
-    code, stdout, _ = script("crash.py", "--random", 3, "--writing", 7, "--dataset", "synthetic")
-    assert code == 0
-    rows = [line.split(" | ") for line in stdout.splitlines()[2:]]
-    assert [row[-1] for row in rows] == ["3 |", "7 |"]
-    assert rows[1][2] == "7"  # all were killed while they wrote
+def test_killed_runs(capsys):
+    crash.main(random_kills=3, writing_kills=5, dataset="synthetic")  # exits where they differ
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[-1] for row in rows] == ["3 |", "5 |"]
+    assert rows[1][2] == "5"  # all were killed while they wrote
