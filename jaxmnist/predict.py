@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Float32, Float64, Int, UInt8
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError
 from jaxmnist.evaluation import Evaluation, evaluate, make_metrics
-from jaxmnist.ink import BOX, ink_of, read_picture
+from jaxmnist.ink import BOX, ink_of
 from jaxmnist.model import MLP
+from jaxmnist.picture import read_picture
 from jaxmnist.torch_compat import layer_sizes, load_weights
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import AnyArray, ApplyFn, Metrics, Params
