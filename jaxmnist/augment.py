@@ -22,7 +22,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
 from jaxmnist.types import AnyArray
 
@@ -107,7 +107,9 @@ def augment(
             _uniform(keys[1], images, scaling, 2),
             _uniform(keys[2], images, shearing),
         )
-        y, x = _sources(inverse, _uniform(keys[3], images, shifting, 2), (images.shape[1], images.shape[2]))
+        y, x = _sources(
+            inverse, _uniform(keys[3], images, shifting, 2), (images.shape[1], images.shape[2])
+        )
         if not _is_zero(elasticity):
             field = _field(keys[4], images, elasticity)
             y, x = y + field[:, 0], x + field[:, 1]
@@ -156,15 +158,17 @@ def _sources(
 ) -> tuple[Float[Array, "n h w"], Float[Array, "n h w"]]:
     """The row and the column from which each pixel of the new image is taken."""
     middle = [(side - 1) / 2 for side in size]
-    rows, columns = (jnp.arange(side) - half for side, half in zip(size, middle, strict=True))
-    y = rows[:, None] - move[:, 0, None, None]
-    x = columns - move[:, 1, None, None]
+    rows, columns = (
+        jnp.arange(side, dtype=jnp.float32) - half for side, half in zip(size, middle, strict=True)
+    )
+    y = rows[None, :, None] - move[:, :1, None]
+    x = columns[None, None] - move[:, 1:, None]
     a, b, c, d = (inverse[:, i, j, None, None] for i in (0, 1) for j in (0, 1))
     return a * y + b * x + middle[0], c * y + d * x + middle[1]
 
 
 def _sample(
-    pixels: Float[Array, "n h w"], y: Float[Array, "n h w"], x: Float[Array, "n h w"]
+    pixels: Num[Array, "n h w"], y: Float[Array, "n h w"], x: Float[Array, "n h w"]
 ) -> Float[Array, "n h w"]:
     """The pixels at rows y and columns x, by bilinear interpolation; outside there is 0."""
     n, height, width = pixels.shape
@@ -185,7 +189,7 @@ def _sample(
     return upper * (1 - down) + lower * down
 
 
-def _thicken(amount: Float[Array, " n"], pixels: Float[Array, "n h w"]) -> Float[Array, "n h w"]:
+def _thicken(amount: Float[Array, " n"], pixels: Num[Array, "n h w"]) -> Float[Array, "n h w"]:
     """A blend with the largest or the smallest of each pixel and its four neighbours."""
     padded = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1)))
     across, along = padded[:, 1:-1], padded[:, :, 1:-1]
@@ -194,4 +198,5 @@ def _thicken(amount: Float[Array, " n"], pixels: Float[Array, "n h w"]) -> Float
     smallest = functools.reduce(jnp.minimum, neighbours, pixels)
     amount = amount[:, None, None]
     target = jnp.where(amount > 0, largest, smallest).astype(jnp.float32)
-    return pixels + jnp.abs(amount) * (target - pixels)
+    before = pixels.astype(jnp.float32)
+    return before + jnp.abs(amount) * (target - before)

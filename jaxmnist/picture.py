@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 2**26  # 67 million: what today's cameras take, in 0.6 GB of memory at most
+MAX_MOVING = 2**24  # of an animation, whose decoders hold several whole pictures at once
+MAX_SIDE = 2**16  # JPEG's; Pillow takes much memory for each row, however short
 # Pillow reads more; but for EPS it would start another program, and the others are no pictures
 # that a person has.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -30,9 +32,10 @@ def read_picture(path: str | os.PathLike[str]) -> Float32[np.ndarray, "h w 3"]:
     """A picture file's colours, from 0 to 1, upright and shrunk to about WORK pixels a side.
 
     Of an animation or several pages the first is taken; what is transparent becomes paper. Raises
-    a DataError where the file is missing, damaged, of no format in FORMATS, or has more than
-    MAX_PIXELS, which is checked before it is decoded.
+    a DataError where the file is missing, damaged, of no format in FORMATS, or has more pixels than
+    MAX_PIXELS, MAX_MOVING and MAX_SIDE allow, which is checked before it is decoded.
     """
+    import PIL
     from PIL import Image
 
     Image.init()
@@ -41,15 +44,17 @@ def read_picture(path: str | os.PathLike[str]) -> Float32[np.ndarray, "h w 3"]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow finds odd, but can read
             with Image.open(path, formats=formats) as image:
-                if math.prod(image.size) > MAX_PIXELS:
+                most = MAX_MOVING if getattr(image, "is_animated", False) else MAX_PIXELS
+                if math.prod(image.size) > most or max(image.size) > MAX_SIDE:
                     raise Image.DecompressionBombError
                 image.load()
                 return _colours(image)
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{path}: larger than {MAX_PIXELS:,} pixels, which is the limit; shrink it first"
+            f"{path}: larger than {MAX_PIXELS:,} pixels ({MAX_MOVING:,} for an animation, "
+            f"{MAX_SIDE:,} a side), which is the limit; shrink it first"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except PIL.UnidentifiedImageError as error:
         raise DataError(f"{path}: {_why_unknown(path, formats)}") from error
     except Exception as error:  # on damaged files the decoders raise errors of a dozen kinds
         if isinstance(error, OSError) and error.errno:
