@@ -25,7 +25,7 @@ from jaxmnist import (
 )
 from jaxmnist.datasets import synthetic
 from jaxmnist.runs.checkpoint import load, save
-from tests.helpers import ROOT
+from tests.helpers import PATIENCE, ROOT
 
 TEXT = (ROOT / "jaxmnist" / "README.md").read_text()
 START, *CHAPTERS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
@@ -545,7 +545,7 @@ def test_four_devices_train_as_one(run, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     command = [sys.executable, "-c", ON_FOUR_DEVICES, tmp_path / "data.npz", json.dumps(blocks)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     train_epoch = jax.jit(make_train_epoch(names["train_step"]))

@@ -10,7 +10,7 @@ import termios
 import numpy as np
 import pytest
 
-from tests.helpers import TRAIN, epoch_lines, refused
+from tests.helpers import PATIENCE, TRAIN, epoch_lines, refused
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -280,7 +280,7 @@ def test_ctrl_c_ends_it_in_one_line(sigint):
         lines = iter(process.stdout.readline, "")
         assert any("Training loss: " in line for line in lines), process.stderr.read()
         process.send_signal(sigint)
-        _, stderr = process.communicate(timeout=10)
+        _, stderr = process.communicate(timeout=PATIENCE)
     assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
 
 
@@ -314,7 +314,7 @@ def test_ctrl_c_while_jax_is_imported(sigint):
     ) as process:
         assert any("import 'jax." in line for line in process.stderr)  # -v tells what is imported
         process.send_signal(sigint)
-        stderr = process.communicate(timeout=30)[1]
+        stderr = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130
     assert "train.py: error: interrupted" in stderr
     assert "Traceback" not in stderr
@@ -329,7 +329,7 @@ def test_a_closed_pipe_is_no_crash():
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.stdout.startswith("Data: ")
     assert done.stderr == ""
