@@ -126,11 +126,11 @@ def page(results: Mapping[str, Result]) -> str:
     for name, result in results.items():
         test_sets.setdefault(result.run.test_set, []).append(name)
     sections = [section(k, name, *results[name]) for k, name in enumerate(results, 1)]
-    options = list(dict.fromkeys(name for run in runs for name in run.config))
+    options = list(dict.fromkeys(name for part in sections for name in part["options"]))
     differing = [
         name
         for name in options
-        if len({str(part["options"].get(name, "none")) for part in sections}) > 1
+        if len({part["options"].get(name, "none") for part in sections}) > 1
         and name not in INCIDENTAL
     ]
     last = max(len(run.records) for run in runs)
@@ -186,14 +186,7 @@ def section(number: int, name: str, run: Run, found: ModelMetrics, test: Dataset
             f"{record['test_accuracy']:.2%}"
             for epoch, record in enumerate(run.records, 1)
         },
-        "options": {
-            name: "none"
-            if value is None
-            else value
-            if isinstance(value, str)
-            else json.dumps(value)
-            for name, value in run.config.items()
-        },
+        "options": option_texts(run.config),
         "other_weights": abs(last["test_accuracy"] - found.accuracy) > 0.001,
         "logged_accuracy": f"{last['test_accuracy']:.2%}",
         "confusion": found.confusion.tolist(),
@@ -202,6 +195,18 @@ def section(number: int, name: str, run: Run, found: ModelMetrics, test: Dataset
             figure, f"The first layer's weights of run {number} as images, one a unit"
         ),
         "mistakes": mistakes(found.probabilities, test),
+    }
+
+
+def option_texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The options, the flags and the versions that a run was started with, as texts."""
+    options = dict(config)
+    environment = options.pop("environment", None)
+    for group in environment.values() if isinstance(environment, dict) else ():
+        options |= group if isinstance(group, dict) else {}
+    return {
+        name: "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+        for name, value in options.items()
     }
 
 

@@ -213,16 +213,24 @@ def test_the_same_runs_make_the_same_page(make_run, report):
 
 
 def test_differing_options_stand_out(make_run, report):
-    first = make_run("first", learning_rate=0.1, plots=True)
-    second = make_run("second", learning_rate=0.2, plots=False, epochs=3)
+    first = make_run(
+        "first", learning_rate=0.1, plots=True, environment={"versions": {"jax": "0.11"}}
+    )
+    environment = {"flags": {"jax_enable_x64": False}, "versions": {"jax": "0.10.1"}}
+    second = make_run("second", learning_rate=0.2, plots=False, epochs=3, environment=environment)
     page, _ = report(first, second)
     loud = {cells[0]: cells[1:] for cells in page.rows() if cells[0].endswith(" (differs)")}
-    assert loud == {"epochs (differs)": ["2", "3"], "learning_rate (differs)": ["0.1", "0.2"]}
+    assert loud == {
+        "epochs (differs)": ["2", "3"],
+        "learning_rate (differs)": ["0.1", "0.2"],
+        "jax_enable_x64 (differs)": ["none", "false"],
+        "jax (differs)": ["0.11", "0.10.1"],
+    }
     rows = {row[0]: row[1:] for row in page.rows()}
     assert rows["plots"] == ["true", "false"]
     assert rows["init"] == ["none", "none"]
     marked = [attributes for attributes, _ in page.all("tr") if attributes.get("class")]
-    assert marked == [{"class": "differs"}] * 2
+    assert marked == [{"class": "differs"}] * 4
 
 
 def test_runs_of_different_test_sets(make_run, report, mnist_dir):
