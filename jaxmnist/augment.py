@@ -8,7 +8,7 @@ strength may be traced; with strength 0 the images come back unchanged, bit by b
 `augment` applies all of them and interpolates only once. In an objective that asks for a key::
 
     def objective(params, batch, *, key):
-        images = augment(key, batch.images, rotation=10, elastic=0.5)
+        images = augment(key, batch.images, rotation=10, elasticity=0.5)
         return cross_entropy(model.apply(params, preprocess(images)), batch.labels)
 
 The elastic deformation is the one of P. Simard, D. Steinkraus, J. Platt, "Best practices for

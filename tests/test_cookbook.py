@@ -24,6 +24,7 @@ from jaxmnist import (
     make_train_epoch,
     make_train_step,
 )
+from jaxmnist.augment import augment
 from jaxmnist.datasets import synthetic
 from jaxmnist.runs.checkpoint import load, save
 from tests.helpers import PATIENCE, ROOT
@@ -306,18 +307,16 @@ def test_mixup_leaves_the_padding_out(run, toy):
 
     @jax.jit
     def random(key):
-        shift_key, partner_key, share_key = jax.random.split(key, 3)
-        shifts = jax.vmap(lambda key: jax.random.randint(key, (2,), -2, 3))
+        image_key, partner_key, share_key = jax.random.split(key, 3)
+        images = augment(image_key, batch.images, rotation=10, shifting=1)
         partner = jax.random.choice(partner_key, 64, (64,), p=where)
         share = jax.random.uniform(share_key, (64, 1))
-        return shifts(jax.random.split(shift_key, 64)), partner, share
+        return images, partner, share
 
-    shifts, partner, share = map(np.array, random(jax.random.fold_in(KEY, 0)))
+    images, partner, share = map(np.array, random(jax.random.fold_in(KEY, 0)))
     assert partner.max() < 36
     assert len(set(partner)) > 10
-    images = np.stack(
-        [np.roll(*pair, (0, 1)) for pair in zip(np.array(batch.images), shifts, strict=True)]
-    )
+    assert (images[:36] != np.array(batch.images[:36])).any(axis=(1, 2)).all()
     images = (images.reshape(64, -1) / 255.0 - 0.5) / 0.5
     labels = np.eye(10)[batch.labels]
     images, labels = (share * x + (1 - share) * x[partner] for x in (images, labels))
@@ -524,6 +523,7 @@ ON_FOUR_DEVICES = """
 import json, sys
 import jax, numpy as np
 from jaxmnist import Dataset
+from jaxmnist.augment import augment
 from jaxmnist.datasets import synthetic
 from jaxmnist.runs.checkpoint import load, save
 
