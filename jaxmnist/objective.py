@@ -67,7 +67,7 @@ def as_scalar(objective: Objective) -> ScalarObjective:
         with jax.named_scope("objective"):
             result = objective(params, batch, **named)
         loss, *rest = result if isinstance(result, tuple) and result else (result,)
-        metrics, next_state = (*rest, *({}, model_state)[len(rest) :])
+        metrics, next_state = [*rest, *[{}, model_state][len(rest) :]]
         check_loss(loss, metrics, num_examples(batch), where is not None and "where" not in named)
         loss = jnp.mean(loss, where=where) if jnp.ndim(loss) else loss
         return loss, (metrics, next_state)
