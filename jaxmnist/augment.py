@@ -119,6 +119,20 @@ def augment(
     return pixels.astype(images.dtype)
 
 
+def handwriting(key: PRNGKeyArray, images: Images, strength: Strength = 1.0) -> Images:
+    """`augment` about as strongly as people's handwriting differs, times `strength`."""
+    return augment(
+        key,
+        images,
+        rotation=10 * strength,
+        scaling=0.1 * strength,
+        shearing=0.15 * strength,
+        shifting=1 * strength,
+        elasticity=0.8 * strength,
+        stroke=0.5 * strength,
+    )
+
+
 def _is_zero(strength: Strength) -> bool:
     return isinstance(strength, int | float) and strength == 0
 

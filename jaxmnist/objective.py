@@ -21,12 +21,16 @@ from jaxmnist.types import (
     Transform,
 )
 
+Augment = Callable[[PRNGKeyArray, Any], Any]
 # (params, batch, key, model_state, where) -> (loss, (metrics, next model state))
 ScalarObjective = Callable[..., tuple[Float[Array, ""], tuple[Metrics, Any]]]
 
 
 def make_objective(
-    apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy, transform: Transform = preprocess
+    apply_fn: ApplyFn,
+    loss_fn: LossFn = cross_entropy,
+    transform: Transform = preprocess,
+    augment: Augment | None = None,
 ) -> Objective:
     """The notebook's objective: transform the images, apply the model, compare with the labels.
 
@@ -35,6 +39,8 @@ def make_objective(
         loss_fn: `loss_fn(logits, labels) -> losses`, one number per example as optax's losses give,
             or `(losses, metrics)` with a dict of more arrays to report.
         transform: what happens to a batch's images first, inside the step.
+        augment: `augment(key, images) -> images`, what happens to them before that, at random.
+            Then the objective asks for a key.
     """
 
     def objective(params: Params, batch: Examples) -> Any:
@@ -44,7 +50,15 @@ def make_objective(
         with jax.named_scope("loss"):
             return loss_fn(logits, batch.labels)
 
-    return objective
+    if augment is None:
+        return objective
+
+    def augmented(params: Params, batch: Examples, *, key: PRNGKeyArray) -> Any:
+        with jax.named_scope("augment"):
+            images = augment(key, batch.images)
+        return objective(params, batch._replace(images=images))
+
+    return augmented
 
 
 def as_scalar(objective: Objective) -> ScalarObjective:

@@ -1,6 +1,7 @@
 """The optimizers that the scripts offer, by name. Any other of optax's works in the library too."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -10,6 +11,9 @@ def make_optimizer(
     *,
     momentum: float | jax.Array = 0.0,
     weight_decay: float | jax.Array | None = None,
+    schedule: str = "constant",
+    warmup: float = 0.0,
+    steps: int = 1,
 ) -> optax.GradientTransformation:
     """The optax optimizer of this name.
 
@@ -21,6 +25,7 @@ def make_optimizer(
         learning_rate: its step size; like the other numbers it may be traced.
         momentum: SGD's.
         weight_decay: AdamW's; None for optax's own 1e-4. PyTorch's default is 1e-2.
+        schedule, warmup, steps: how the learning rate changes, see `make_schedule`.
 
     Raises:
         ValueError: there is no optimizer of this name, or it has not what is set.
@@ -30,12 +35,49 @@ def make_optimizer(
         raise ValueError(f"momentum is SGD's; {optimizer} has none")
     if weight_decay is not None and optimizer != "adamw":
         raise ValueError(f"weight_decay is AdamW's; {optimizer} has none")
+    rate: float | jax.Array | optax.Schedule = learning_rate
+    if schedule != "constant" or warmup:
+        rate = make_schedule(schedule, learning_rate, warmup=warmup, steps=steps)
     if optimizer == "sgd":
-        return optax.sgd(learning_rate, momentum=momentum if some else None)
+        return optax.sgd(rate, momentum=momentum if some else None)
     if optimizer == "adam":
-        return optax.adam(learning_rate)
+        return optax.adam(rate)
     if optimizer == "adamw":
-        return optax.adamw(
-            learning_rate, weight_decay=1e-4 if weight_decay is None else weight_decay
-        )
+        return optax.adamw(rate, weight_decay=1e-4 if weight_decay is None else weight_decay)
     raise ValueError(f'optimizer must be "sgd", "adam" or "adamw", not {optimizer!r}')
+
+
+def make_schedule(
+    schedule: str, learning_rate: float | jax.Array, *, warmup: float = 0.0, steps: int
+) -> optax.Schedule:
+    """The learning rate by the number of steps that are done.
+
+    During the warm-up it rises in equal parts. Then it stays, or it falls as half a cosine to 0 (I.
+    Loshchilov and F. Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017).
+
+    >>> rate = make_schedule("cosine", 0.1, warmup=0.2, steps=100)
+    >>> [round(float(rate(step)), 3) for step in (0, 9, 19, 60, 100)]
+    [0.005, 0.05, 0.1, 0.05, 0.0]
+
+    Args:
+        schedule: "constant" or "cosine".
+        learning_rate: the largest; it may be traced.
+        warmup: for what part of all steps it rises, at least 0 and below 1.
+        steps: all steps of the training.
+
+    Raises:
+        ValueError: there is no schedule of this name.
+    """
+    if schedule not in ("constant", "cosine"):
+        raise ValueError(f'schedule must be "constant" or "cosine", not {schedule!r}')
+    rising = warmup * steps
+
+    def rate(count: int | jax.Array) -> jax.Array:
+        done = jnp.asarray(count, jnp.float32)
+        share = jnp.minimum(1.0, (done + 1) / max(rising, 1.0))
+        if schedule == "cosine":
+            after = jnp.clip((done - rising) / (steps - rising), 0, 1)
+            share *= 0.5 * (1 + jnp.cos(jnp.pi * after))
+        return learning_rate * share
+
+    return rate

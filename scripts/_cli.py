@@ -57,7 +57,7 @@ import io
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -80,8 +80,11 @@ def run(
     description: str | None,
     *,
     result_on_stdout: bool = False,
+    recipes: Mapping[str, Options] | None = None,
 ) -> NoReturn:
     """Parse the command line into an `options_type`, call `main` with it and exit.
+
+    With `recipes`, what --recipe names takes the place of the defaults.
 
     The code is 0 when done, 2 for wrong usage, 128 + its number for a signal and 1 for every other
     error that a user can cause; each error is one line. Errors that are ours keep their traceback.
@@ -101,7 +104,7 @@ def run(
     stdout = _Stream(sys.stdout, 1, notices=stderr)
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
-            _run(main, _parse(options_type, description or ""))
+            _run(main, _parse(options_type, description or "", recipes or {}))
             stdout.flush()
         except KeyboardInterrupt:
             _exit_interrupted()
@@ -151,7 +154,9 @@ def install_hint(extra: str) -> str:
     return f"{shlex.quote(str(pip))} install -e {shlex.quote(f'{root}[{extra}]')}"
 
 
-def _parse(options_type: type[Options], description: str) -> Options:
+def _parse(
+    options_type: type[Options], description: str, recipes: Mapping[str, Options]
+) -> Options:
     if "--version" in sys.argv[1:]:
         import importlib.metadata
 
@@ -169,6 +174,7 @@ def _parse(options_type: type[Options], description: str) -> Options:
                 description=f"{description.strip()}\n\n--version prints the version.\n",
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
                 return_unknown_args=True,
+                **_recipe(recipes),
             )
     except SystemExit as stop:
         if stop.code == 0:
@@ -187,6 +193,17 @@ def _parse(options_type: type[Options], description: str) -> Options:
         hint = f"; did you mean {close[0]}?" if close else ""
         sys.exit(_fail(f"{option} is no option{hint} (see --help)", 2))
     return options
+
+
+def _recipe(recipes: Mapping[str, Options]) -> dict[str, Options]:
+    """As tyro's `default`, the one that the last --recipe on the command line names."""
+    found = None
+    for option, value in itertools.pairwise([*sys.argv[1:], ""]):
+        if option == "--recipe":
+            found = value
+        elif option.startswith("--recipe="):
+            found = option.partition("=")[2]
+    return {"default": recipes[found]} if found in recipes else {}
 
 
 def _names(options: Any) -> Iterator[str]:

@@ -145,11 +145,19 @@ class TrainingOptions:
     """Images in a step."""
     validation: int = 0
     """Hold out the last N training images and evaluate on them too."""
+    augment: float = 0.0
+    """Strength of the random changes of the training images: turned, slanted, bent, ...; 1 is usual
+    where it is used, and 0 is none."""
+    synthetic_digits: int = 0
+    """How many digits drawn by a program are added to the training images."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
         at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         at_least(0, validation=self.validation)
+        at_least(0, augment=self.augment, synthetic_digits=self.synthetic_digits)
+        if self.synthetic_digits > 60_000:
+            wrong(f"--synthetic-digits must be at most 60000, not {self.synthetic_digits}")
         if self.epochs >= 2**31:
             wrong(f"--epochs must be below 2**31, not {self.epochs}")
 
@@ -180,6 +188,10 @@ class OptimizerOptions:
     """Momentum of SGD."""
     weight_decay: OptionalFloat = None
     """Weight decay of AdamW. Default: optax's 0.0001; PyTorch's is 0.01."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate stays, or falls to 0 as half a cosine until the last step."""
+    warmup: float = 0.0
+    """For what part of all steps the learning rate rises first, from 0 to below 1."""
 
     def __post_init__(self) -> None:
         """Refuse what the optimizer does not have."""
@@ -187,6 +199,8 @@ class OptimizerOptions:
             wrong(f"--momentum must be in [0, 1), not {self.momentum}")
         if self.momentum and self.optimizer != "sgd":
             wrong(f"--momentum is SGD's; --optimizer {self.optimizer} has none")
+        if not 0 <= self.warmup < 1:
+            wrong(f"--warmup must be in [0, 1), not {self.warmup}")
         if self.weight_decay is not None:
             at_least(0, weight_decay=self.weight_decay)
             if self.optimizer != "adamw":

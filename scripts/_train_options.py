@@ -26,6 +26,9 @@ from _options import (
 class RunOptions(TrainingOptions):
     """How long and from what to train."""
 
+    recipe: Literal["notebook", "accurate"] = "notebook"
+    """Other defaults for the options: the notebook's, or those of an accurate reader, which
+    --recipe accurate --help shows. Single options still take their place."""
     seed: int = 0
     """Makes the initial weights, the shuffling and, if drawn, the digits."""
     torch_seed: OptionalInt = None
@@ -154,3 +157,21 @@ class Options:
     def devices(self) -> int | Literal["all"]:
         """How many devices share each batch: with other processes, all."""
         return "all" if self.processes.distributed else self.where.devices
+
+
+RECIPES = {
+    "notebook": Options(),
+    "accurate": Options(
+        training=RunOptions(
+            recipe="accurate", epochs=80, batch_size=128, augment=1.0, synthetic_digits=10_000
+        ),
+        model=ModelOptions(hidden=(512, 256)),
+        optimizer=RateOptions(
+            optimizer="adamw",
+            learning_rate=0.002,
+            weight_decay=0.05,
+            schedule="cosine",
+            warmup=0.05,
+        ),
+    ),
+}

@@ -167,6 +167,7 @@ def train(options: Options, plan: Plan) -> Models | None:
     import tqdm
 
     from jaxmnist.datasets import cache
+    from jaxmnist.datasets.synthetic import add_synthetic
     from jaxmnist.machine import cpu_cores
     from jaxmnist.runs import compile_cache, identity, programs, sweep_plan, sweep_run
 
@@ -181,6 +182,7 @@ def train(options: Options, plan: Plan) -> Models | None:
         devices = jax.local_devices(backend=programs.find_device(options.where.device).platform)
         data = o.load(options.data, 0)
         train_set, tests = programs.hold_out(data.train, data.test, options.training.validation)
+        train_set = add_synthetic(train_set, options.training.synthetic_digits)
         sweep_run.check_steps(plan, len(train_set.labels))
         head = sweep_plan.header(plan, "drawn digits" if data.drawn else "MNIST", identity_of)
         part = part_of(head)

@@ -6,6 +6,7 @@ two on two CPU cores.
 Examples:
   scripts/train.py --out runs/first
   scripts/train.py --optimizer adam --learning-rate 0.001 --hidden 512 256 --epochs 20
+  scripts/train.py --recipe accurate --out runs/accurate
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from _options import WARNING, load
-from _train_options import Options, OutputOptions
+from _train_options import RECIPES, Options, OutputOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +78,7 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     """Load, compile, train and evaluate, report."""
     import jax.numpy as jnp
 
-    from jaxmnist import TrainState, make_metrics, make_objective, make_train_step
+    from jaxmnist import TrainState
     from jaxmnist.datasets import cache
     from jaxmnist.runs import identity, programs, randomness
     from jaxmnist.runs.compile_cache import compile_cache
@@ -87,28 +89,27 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     device = programs.find_device(where.device)
     mesh = programs.find_mesh(device, options.devices, training.batch_size)
     data = load(options.data, training.seed)
-    train_set, test_sets = programs.hold_out(data.train, data.test, training.validation)
+    train_set, test_sets = split(data, training.validation, training.synthetic_digits)
     n = len(train_set.labels)
     steps = programs.count_steps(n, training.batch_size, training.epochs)
-    model, loss_fn, tx = make_model(options)
-    shapes = programs.state_shapes(model, tx, device)
+    model, tx, train_step, evaluation, key = make_model(options, steps * training.epochs)
+    shapes = programs.state_shapes(model, tx, device, key)
     print(f"Data: {data.source}\nModel: {programs.describe_model(shapes.params)}", flush=True)
     config = identity.record(dataclasses.asdict(options), data.source, bool(data.missing))
     group.agree(identity.agreed(config))
     state, step_losses = find_state(directory, config, shapes, steps, output.resume, group)
     if state:
         lines = [describe(record, training.epochs) for record in directory.logs.records]
-        print(
-            "\n".join([*lines, f"Resumed from {output.out} after step {state.step:,}"]), flush=True
-        )
+        lines.append(f"Resumed from {output.out} after step {state.step:,}")
+        print(*lines, sep="\n", flush=True)
     done, chunk = int(state.step) if state else 0, output.chunk(steps)
     epochs = range(done // steps, training.epochs)
     clock.lap("load")
 
     with compile_cache(cache.cache_dir()) if where.compile_cache else contextlib.nullcontext():
         compiled = programs.Programs(
-            make_train_step(make_objective(model.apply, loss_fn), tx),
-            make_metrics(model.apply, loss_fn),
+            train_step,
+            evaluation,
             shapes,
             train_set,
             test_sets,
@@ -122,7 +123,7 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
         )
         if training.init and state is None:
             params = randomness.load_params(training.init, params)
-        state = state or TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        state = state or TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=key)
         state = compiled.place(state)
         compiled.wait()
     clock.lap("compile")
@@ -135,15 +136,31 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     report(options, data, programs.describe_devices(device, mesh), steps, n * len(epochs), clock)
 
 
-def make_model(options: Options) -> tuple[Any, Any, Any]:
-    """The model, its loss function and its optimizer."""
-    from jaxmnist import MLP, losses
+def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Any, Any]:
+    """What to train on, with drawn digits added, and what to test on by name."""
+    from jaxmnist.datasets.synthetic import add_synthetic
+    from jaxmnist.runs.programs import hold_out
+
+    train_set, test_sets = hold_out(data.train, data.test, validation)
+    return add_synthetic(train_set, synthetic_digits), test_sets
+
+
+def make_model(options: Options, steps: int) -> tuple[Any, Any, Any, Any, Any]:
+    """The model, its optimizer for so many steps, a step, what is evaluated, the steps' key."""
+    import jax
+
+    from jaxmnist import MLP, losses, make_metrics, make_objective, make_train_step
+    from jaxmnist.augment import handwriting
     from jaxmnist.optimizers import make_optimizer
 
-    nll = options.model.loss == "nll"
+    nll, strength = options.model.loss == "nll", options.training.augment
     loss_fn = losses.nll_loss if nll else losses.cross_entropy
-    tx = make_optimizer(**dataclasses.asdict(options.optimizer))
-    return MLP(options.model.hidden, log_probs=nll), loss_fn, tx
+    tx = make_optimizer(**dataclasses.asdict(options.optimizer), steps=steps)
+    model = MLP(options.model.hidden, log_probs=nll)
+    augment = partial(handwriting, strength=strength) if strength else None
+    train_step = make_train_step(make_objective(model.apply, loss_fn, augment=augment), tx)
+    key = jax.random.key(options.training.seed) if augment else None  # else nothing asks for it
+    return model, tx, train_step, make_metrics(model.apply, loss_fn), key
 
 
 def run_epochs(
@@ -247,4 +264,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__)
+    cli.run(main, Options, __doc__, recipes=RECIPES)

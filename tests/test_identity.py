@@ -74,7 +74,13 @@ def test_every_option_is_in_the_identity_or_known_to_change_no_number(script, tm
     free = {"epochs", "dataset", "data_dir", "device", "devices", "compile_cache", "source"}
     free |= {"distributed", "coordinator", "processes", "process_id", "timeout", "plots"}
     free |= {"out", "resume", "checkpoint_every", "checkpoint_unit", "keep", "tensorboard"}
-    free |= {"drawn_digits", "init", "init_sha256", "environment"}  # compared in another form
+    free |= {
+        "recipe",
+        "drawn_digits",
+        "init",
+        "init_sha256",
+        "environment",
+    }  # compared in another form
     assert set(config) == free | (set(identity.identity(config)) & set(config))
     assert not free & set(identity.identity(config))
 

@@ -19,9 +19,13 @@ from jaxmnist.torch_compat import load_weights
 _OPTIONS = (
     *("batch_size", "learning_rate", "momentum", "optimizer", "weight_decay", "hidden"),
     *("loss", "torch_seed", "torch_order", "validation"),
+    *("schedule", "warmup", "augment", "synthetic_digits"),
 )
 # What they were in versions that did not have them.
-_EARLIER = {"weight_decay": None, "validation": 0}
+_EARLIER = {
+    **{"weight_decay": None, "validation": 0},
+    **{"schedule": "constant", "warmup": 0.0, "augment": 0.0, "synthetic_digits": 0},
+}
 # JAX's flags that change random numbers or rounding, and what they are by default.
 _FLAGS = {
     "jax_default_prng_impl": "threefry2x32",
@@ -70,6 +74,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     # MNIST is one; and with PyTorch's stream the seed makes nothing but digits.
     free = not synthetic and config.get("torch_seed") is not None
     found["seed"] = None if free else config.get("seed")
+    # Where the learning rate changes, it is by the share of all epochs that are done.
+    scheduled = found["schedule"] != "constant" or found["warmup"]
+    found["epochs"] = config.get("epochs") if scheduled else None
     recorded = config.get("environment")
     flags = recorded.get("flags") if isinstance(recorded, Mapping) else None
     return found | _FLAGS | (dict(flags) if isinstance(flags, Mapping) else {})

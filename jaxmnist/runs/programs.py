@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from jaxmnist import parallel
 from jaxmnist.data import Dataset
@@ -178,12 +179,14 @@ def find_mesh(device: jax.Device, count: int | Literal["all"], batch_size: int) 
     return mesh if mesh.size > 1 else None
 
 
-def state_shapes(model: Model, tx: Optimizer, device: jax.Device) -> TrainState:
+def state_shapes(
+    model: Model, tx: Optimizer, device: jax.Device, key: PRNGKeyArray | None = None
+) -> TrainState:
     """The first state, with shapes and dtypes for arrays; a JaxmnistError where it does not fit."""
 
     def first_state() -> TrainState:
         params = model.init(jax.random.key(0), np.zeros((1, 784), np.float32))
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=key)
 
     shapes = jax.eval_shape(first_state)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params))]

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxmnist.augment import handwriting
 from jaxmnist.data import Dataset
 from jaxmnist.evaluation import evaluate, make_metrics
 from jaxmnist.losses import cross_entropy, nll_loss
@@ -98,10 +100,14 @@ def make_run(options: Setting, epochs: int) -> Run:
         given = options | member
         nll = given["loss"] == "nll"
         model, loss_fn = MLP(given["hidden"], log_probs=nll), nll_loss if nll else cross_entropy
-        tx = make_optimizer(**{k: given[k] for k in inspect.signature(make_optimizer).parameters})
+        steps = given["epochs"] * -(-len(data["train"].labels) // given["batch_size"])
+        names = inspect.signature(make_optimizer).parameters.keys() - {"steps"}
+        tx = make_optimizer(**{k: given[k] for k in names}, steps=steps)
+        augment = partial(handwriting, strength=given["augment"]) if given["augment"] else None
         key, metrics = jax.random.key(member["seed"]), make_metrics(model.apply, loss_fn)
         params = model.init(key, np.zeros((1, 784), np.float32))
-        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        used = key if augment else None  # as in scripts/train.py
+        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=used)
 
         def test(state: TrainState) -> Metrics:
             results: Metrics = {}
@@ -114,7 +120,7 @@ def make_run(options: Setting, epochs: int) -> Run:
             key,
             data["train"],
             state,
-            make_train_step(make_objective(model.apply, loss_fn), tx),
+            make_train_step(make_objective(model.apply, loss_fn, augment=augment), tx),
             epochs=epochs,
             batch_size=given["batch_size"],
             test=test,

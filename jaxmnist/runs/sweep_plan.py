@@ -71,8 +71,9 @@ def make_plan(
         raise UsageError(
             f"{len(settings):,} settings x {seeds:,} seeds are more than {MAX_MODELS:,} models"
         )
-    if "validation" in settings[0]:
-        raise UsageError("validation cannot be swept: all models are ranked by the same images")
+    for name in ("validation", "synthetic_digits"):
+        if name in settings[0]:
+            raise UsageError(f"{name} cannot be swept: all models share their images")
     if halving is not None and "epochs" in settings[0]:
         raise UsageError("epochs cannot be swept with --halving, which decides how many there are")
     groups: dict[Any, list[Setting]] = {}
