@@ -20,6 +20,7 @@ EARLIER = {
 }
 DEFAULT = EARLIER | {
     **{"validation": 0, "weight_decay": None, "init_sha256": None},
+    **{"schedule": "constant", "warmup": 0.0, "augment": 0.0, "synthetic_digits": 0},
     "environment": {"flags": dict(identity._FLAGS), "versions": {"jax": "0.10.1"}},
 }
 
@@ -47,6 +48,7 @@ def test_what_changes_no_number_makes_no_other_run(changed):
         *({"batch_size": 32}, {"learning_rate": 0.1}, {"momentum": 0.9}, {"optimizer": "adam"}),
         *({"hidden": [5]}, {"loss": "nll"}, {"seed": 1}, {"torch_seed": 0}, {"validation": 10}),
         *({"torch_order": "legacy"}, {"weight_decay": 0.1}, {"init": "weights.safetensors"}),
+        *({"schedule": "cosine"}, {"warmup": 0.1}, {"augment": 1.0}, {"synthetic_digits": 9}),
         {"dataset": "synthetic"},
         {"drawn_digits": True},
         flags(jax_threefry_partitionable=False),
@@ -181,3 +183,10 @@ def test_a_lost_config_is_in_every_checkpoint(script, tmp_path, few_digits):
     assert "after step 34" in stdout
     (out / "config.json").write_text("[" * 100_000)  # F38: nested too deep
     refused(script("train.py", *options, 3), 1, "config.json", "damaged")
+
+
+def test_with_a_schedule_the_number_of_epochs_is_part_of_the_run():
+    assert identity.differences(DEFAULT | {"epochs": 5}, DEFAULT | {"epochs": 6}) == []
+    falling = DEFAULT | {"schedule": "cosine"}
+    (phrase,) = identity.differences(falling | {"epochs": 5}, falling | {"epochs": 6})
+    assert phrase.startswith("scheduled_epochs ")

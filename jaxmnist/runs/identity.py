@@ -76,7 +76,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     found["seed"] = None if free else config.get("seed")
     # Where the learning rate changes, it is by the share of all epochs that are done.
     scheduled = found["schedule"] != "constant" or found["warmup"]
-    found["epochs"] = config.get("epochs") if scheduled else None
+    found["scheduled_epochs"] = config.get("epochs") if scheduled else None
     recorded = config.get("environment")
     flags = recorded.get("flags") if isinstance(recorded, Mapping) else None
     return found | _FLAGS | (dict(flags) if isinstance(flags, Mapping) else {})
