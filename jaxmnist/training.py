@@ -28,16 +28,12 @@ _STEP = zlib.crc32(b"step")
 _value_and_grad = partial(jax.value_and_grad, has_aux=True)
 State = TypeVar("State")  # a TrainState, or what a step of one's own carries
 Remainder = Literal["pad", "short", "drop"]
-# (state, batch, [where]) -> (state, metrics)
-TrainStep = Callable[..., tuple[State, Metrics]]
+TrainStep = Callable[..., tuple[State, Metrics]]  # (state, batch, [where]) -> (state, metrics)
 TrainEpoch = Callable[[State, Examples, Int[AnyArray, " n"]], tuple[State, Metrics]]
 
 
 class TrainState(NamedTuple):
-    """All that training changes, as one pytree.
-
-    For parameters of your own: `TrainState(jnp.int32(0), params, tx.init(params))`.
-    """
+    """All that training changes: of your own, `TrainState(jnp.int32(0), params, tx.init(params))`."""
 
     step: Int32[Array, ""]  # an array: a Python int would make the first call compile twice
     params: Params  # what is trained
@@ -54,9 +50,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
 
-    Where a Linen module has more collections than "params", for instance "batch_stats", these
-    become the `model_state`. `example` is one example of what the model takes, by default the 784
-    pixels of an image.
+    A Linen module's collections beside "params", for instance "batch_stats", become `model_state`.
+    `example` is one example of what the model takes, by default the 784 pixels of an image.
     """
     example = np.zeros(784, np.float32) if example is None else example
     try:
@@ -89,8 +84,8 @@ def make_train_step(
 ) -> TrainStep[TrainState]:
     """The training step, `train_step(state, batch) -> (state, metrics)`: pure, to be jitted by you.
 
-    One step is one gradient and one update of the optimizer. Nothing is donated: to let the old
-    state's memory be reused, say so yourself: `jax.jit(train_step, donate_argnums=0)`.
+    One step is one gradient and one update of the optimizer. Nothing is donated: to reuse the old
+    state's memory, say `jax.jit(train_step, donate_argnums=0)`.
 
     Args:
         objective: `objective(params, batch)` gives `loss`, `(loss, metrics)` or `(loss, metrics,
@@ -98,13 +93,10 @@ def make_train_step(
             next state of what is not trained. It may name these keyword arguments: `key`, the
             step's own; `model_state`; `where` `[n]`, which rows of a padded batch count, or None.
         tx: any optax optimizer. One that asks for them gets the loss and the objective, too.
-        value_and_grad: a gradient of your own in place of `jax.value_and_grad(..., has_aux=True)`:
-            from `fn(params, batch, key, model_state, where) -> (loss, aux)` it makes a function
-            that gives `((loss, aux), grads)`.
-        log: `log(state, grads, updates) -> metrics`, more metrics, for instance `norms`; the state
-            is the one before the update.
-
-    The metrics are a dict with "loss", the loss before the update, and what the two report.
+        value_and_grad: your own in place of `jax.value_and_grad(..., has_aux=True)`; it is given a
+            function of `(params, batch, key, model_state, where)` that returns `(loss, aux)`.
+        log: `log(state, grads, updates) -> metrics`, with the state before the update, for instance
+            `norms`. These and the objective's are returned beside "loss", the one before it.
 
     >>> def squared_error(params, batch):
     ...     return (batch["x"] * params - batch["y"]) ** 2
@@ -162,11 +154,11 @@ def make_train_epoch(
 
     Args:
         train_step: a step of `make_train_step`, or one of your own.
-        batch_size: examples a step.
-        remainder: what becomes of the examples that do not fill the last batch. "pad" fills it up
-            with examples that do not count, so the step is traced once; it is passed `where`, and
-            what looks across the batch (BatchNorm, mixup) must leave them out itself. "short"
-            trains on the shorter batch, at the price of a second trace. "drop" leaves them out.
+        batch_size: examples in a batch.
+        remainder: what becomes of the examples that do not fill the last batch. "pad" fills it with
+            examples that `where` masks, so the step is traced once; what looks across the batch
+            (BatchNorm, mixup) must mask them itself. "short" trains on the shorter batch, which is
+            a second trace. "drop" leaves them out.
     """
     check_batch_size(batch_size)
 
@@ -221,24 +213,21 @@ def train(
     remainder: Remainder = "pad",
     test: Callable[[State], Metrics] | None = None,
 ) -> tuple[State, Metrics]:
-    """A whole run as one pure function: epoch after epoch, in the orders that `epoch_order` gives.
+    """A whole run as one pure function: epoch after epoch, in the orders of `epoch_order`.
 
-    Hyperparameters come in through `tx`, so a function that makes the state and the step for a
-    learning rate and calls this one can be vmapped over rates and keys.
+    A function that makes the state and the step for a learning rate and calls this one can be
+    vmapped over rates and keys. Pass it the dataset, which as a constant is slow to compile.
 
     Args:
         key: makes the order of every epoch; `jax.random.key(S)` those of `train.py --seed S`.
-        dataset: what to train on. Pass it into your jitted function as an argument: as a constant
-            it makes compiling slower.
         state: what the first step is given, for instance of `init_state`.
-        train_step, batch_size, remainder: as in `make_train_epoch`.
+        dataset, train_step, batch_size, remainder: as in `make_train_epoch`.
         epochs: how often every example is seen.
         test: `test(state) -> metrics` after each epoch, for instance
             `lambda state: evaluate(make_metrics(model.apply), state.params, test_set)`.
 
-    Returns:
-        The last state, and the metrics: those of the steps with the axes [epochs, steps, ...], and
-        those of `test` under "test_" and their name, with the axes [epochs, ...].
+    Returns the last state, the steps' metrics, with the axes [epochs, steps, ...], and those of
+    `test`, under "test_" and their name, with the axes [epochs, ...].
 
     >>> from jaxmnist import MLP, Dataset, make_objective
     >>> data = Dataset(np.zeros((100, 28, 28), np.uint8), np.zeros(100, np.int32))
