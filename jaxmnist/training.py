@@ -33,7 +33,7 @@ TrainEpoch = Callable[[State, Examples, Int[AnyArray, " n"]], tuple[State, Metri
 
 
 class TrainState(NamedTuple):
-    """All that training changes: of your own, `TrainState(jnp.int32(0), params, tx.init(params))`."""
+    """All that training changes. By hand: `TrainState(jnp.int32(0), params, tx.init(params))`."""
 
     step: Int32[Array, ""]  # an array: a Python int would make the first call compile twice
     params: Params  # what is trained
