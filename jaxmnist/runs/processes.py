@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -52,24 +54,18 @@ class ProcessGroup(OneProcess):
 
     def agree(self, options: dict[str, Any]) -> None:
         """Raise a UsageError that names the first option of which they have different values."""
-        import hashlib
-
         import numpy as np
         from jax.experimental import multihost_utils
 
         names = sorted(options)
-        hashes = [hashlib.sha256(repr((name, options[name])).encode()).digest() for name in names]
-        table = np.frombuffer(b"".join(hashes), np.uint8).reshape(len(names), -1)
-        # A name more in one process would change the shape, so that is compared before.
-        every = multihost_utils.process_allgather(np.int32(len(names)))
-        if len(set(every.tolist())) > 1:
-            raise UsageError("--distributed: the processes run different versions of jaxmnist")
-        tables = multihost_utils.process_allgather(table)
+        digests = [hashlib.sha256(repr(options[name]).encode()).digest() for name in names]
+        table = np.frombuffer(b"".join(digests), np.uint8).reshape(len(names), -1)
+        tables = multihost_utils.process_allgather(table)  # [processes, options, 32]
         for name, rows in zip(names, np.moveaxis(tables, 1, 0), strict=True):
             if (rows != rows[0]).any():
                 raise UsageError(
-                    f"--distributed: the processes have different values of {name}, this one "
-                    f"{options[name]}; start all with the same options"
+                    f"--distributed: the processes have different values of "
+                    f"--{name.replace('_', '-')}, this one {options[name]}; use one in all"
                 )
 
 
@@ -97,8 +93,9 @@ def join(
         # Registered last it runs first, before JAX's own, which waits for all to end well.
         atexit.register(os._exit, _exit_code(error))
         if isinstance(error, jax.errors.JaxRuntimeError):
+            reason = str(error).partition("\n")[0][:200]
             raise JaxmnistError(
-                f"another process has failed or cannot be reached: {error}"
+                f"another process has failed or cannot be reached: {reason}"
             ) from None
         raise
 
@@ -128,34 +125,77 @@ def _initialize(
 ) -> None:
     import jax
 
+    if coordinator is not None:
+        _check_host(coordinator, first=process_id == 0)
+    # With it a SIGTERM would be taken by JAX and only be logged.
+    jax.config.update("jax_enable_preemption_service", False)
     # At its own time limit JAX aborts the process with a page of text; ours comes before.
-    timer = threading.Timer(timeout, _give_up, (timeout,))
+    timer = threading.Timer(timeout, _give_up, (timeout, coordinator))
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
-            initialization_timeout=timeout + 60,
-            heartbeat_timeout_seconds=timeout,
-            shutdown_timeout_seconds=timeout,
-        )
+        with _without_proxies():
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process_id,
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=timeout,
+                shutdown_timeout_seconds=timeout,
+            )
     except ValueError as error:
         raise JaxmnistError(
             f"--distributed: {error} JAX knows no cluster here: "
             "name --coordinator HOST:PORT, --processes N and --process-id I"
         ) from error
     except RuntimeError as error:
-        raise JaxmnistError(f"--distributed: {error}") from error
+        reason = str(error).partition("\n")[0][:200]
+        raise JaxmnistError(
+            f"--distributed: {reason}; has every process a --process-id of its own, and is nothing "
+            f"else at {coordinator or 'the coordinator'}?"
+        ) from error
     finally:
         timer.cancel()
 
 
-def _give_up(seconds: int) -> None:
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Within it no proxy is in the environment: gRPC would look for the coordinator through it."""
+    proxies = {name: value for name, value in os.environ.items() if "_proxy" in name.lower()}
+    for name in proxies:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(proxies)
+
+
+def _check_host(coordinator: str, *, first: bool) -> None:
+    """Raise a JaxmnistError where nobody can be reached there, or the port is taken already."""
+    host, _, port = coordinator.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family, *_, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise JaxmnistError(f"--coordinator {coordinator}: {error.strerror or error}") from error
+    if first:
+        with socket.socket(family) as probe, contextlib.suppress(PermissionError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise JaxmnistError(
+                    f"--coordinator {coordinator}: process 0 cannot take this port: "
+                    f"{error.strerror or error}; name another one in every process"
+                ) from error
+
+
+def _give_up(seconds: int, coordinator: str | None) -> None:
+    where = coordinator or "the coordinator"
     print(
         f"{os.path.basename(sys.argv[0])}: error: --distributed: the other processes did not come "
-        f"within {seconds} s; are all started, with the same --coordinator and --processes?",
+        f"within {seconds} s; are all started, with the same --coordinator and --processes, and is "
+        f"nothing else at {where}?",
         file=sys.stderr,
         flush=True,
     )
