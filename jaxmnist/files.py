@@ -124,7 +124,6 @@ def check_output(option: str, path: Path, mark: bytes) -> None:
     raise UsageError(f"{option} {path}: is there already, made by something else; name a new file")
 
 
-replacing, leftovers = atomic_write, stale_files  # their old names, until nobody uses them
 
 
 def may_replace(out: Path) -> bool:

@@ -103,7 +103,7 @@ class ProcessOptions:
             wrong("--coordinator, --processes and --process-id need --distributed")
         if self.coordinator is None or self.processes is None or self.process_id is None:
             wrong("--coordinator, --processes and --process-id are needed together")
-        from jaxmnist.runs.processes import check_address
+        from jaxmnist.runs.coordinator import check_address
 
         check_address(self.coordinator, self.processes, self.process_id)
 

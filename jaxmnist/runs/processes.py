@@ -6,14 +6,13 @@ import atexit
 import contextlib
 import hashlib
 import os
-import re
-import socket
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError
+from jaxmnist.runs.coordinator import check_host, without_native_stderr, without_proxies
 
 
 class OneProcess:
@@ -87,31 +86,18 @@ def join(
     import jax
 
     try:
-        _initialize(coordinator, processes, process_id, timeout)
-        yield ProcessGroup(_is_first())
+        with without_native_stderr():
+            _initialize(coordinator, processes, process_id, timeout)
+            yield ProcessGroup(_is_first())
     except BaseException as error:
         # Registered last it runs first, before JAX's own, which waits for all to end well.
         atexit.register(os._exit, _exit_code(error))
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             reason = str(error).partition("\n")[0][:200]
             raise JaxmnistError(
                 f"another process has failed or cannot be reached: {reason}"
             ) from None
         raise
-
-
-def check_address(coordinator: str, processes: int, process_id: int) -> None:
-    """Raise a UsageError where these cannot be right, before anything waits for them."""
-    if not 0 <= process_id < processes <= 2**20:
-        raise UsageError(
-            f"--process-id {process_id} must be at least 0 and below --processes {processes}"
-        )
-    address = re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})", coordinator)
-    if not address or not 1 <= int(address[2]) <= 65535:
-        raise UsageError(
-            f"--coordinator {coordinator} must be HOST:PORT, for instance 10.0.0.1:1234, with a "
-            "port from 1 to 65535"
-        )
 
 
 def _exit_code(error: BaseException) -> int:
@@ -126,7 +112,7 @@ def _initialize(
     import jax
 
     if coordinator is not None:
-        _check_host(coordinator, first=process_id == 0)
+        check_host(coordinator, first=process_id == 0)
     # With it a SIGTERM would be taken by JAX and only be logged.
     jax.config.update("jax_enable_preemption_service", False)
     # At its own time limit JAX aborts the process with a page of text; ours comes before.
@@ -134,7 +120,7 @@ def _initialize(
     timer.daemon = True
     timer.start()
     try:
-        with _without_proxies():
+        with without_proxies():
             jax.distributed.initialize(
                 coordinator,
                 processes,
@@ -156,38 +142,6 @@ def _initialize(
         ) from error
     finally:
         timer.cancel()
-
-
-@contextlib.contextmanager
-def _without_proxies() -> Iterator[None]:
-    """Within it no proxy is in the environment: gRPC would look for the coordinator through it."""
-    proxies = {name: value for name, value in os.environ.items() if "_proxy" in name.lower()}
-    for name in proxies:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(proxies)
-
-
-def _check_host(coordinator: str, *, first: bool) -> None:
-    """Raise a JaxmnistError where nobody can be reached there, or the port is taken already."""
-    host, _, port = coordinator.rpartition(":")
-    host = host.strip("[]")
-    try:
-        family, *_, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise JaxmnistError(f"--coordinator {coordinator}: {error.strerror or error}") from error
-    if first:
-        with socket.socket(family) as probe, contextlib.suppress(PermissionError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                raise JaxmnistError(
-                    f"--coordinator {coordinator}: process 0 cannot take this port: "
-                    f"{error.strerror or error}; name another one in every process"
-                ) from error
 
 
 def _give_up(seconds: int, coordinator: str | None) -> None:

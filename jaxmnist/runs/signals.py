@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from types import FrameType, TracebackType
 
@@ -48,5 +49,7 @@ class Signals:
             os._exit(128 + number)
         self.number, self._time = number, now
         # Not print: the signal may have come in the middle of one, which cannot be entered twice.
-        with contextlib.suppress(OSError):
-            os.write(2, b"stopping as soon as it is saved; once more ends at once\n")
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.write(
+                sys.stderr.fileno(), b"stopping as soon as it is saved; once more ends at once\n"
+            )
