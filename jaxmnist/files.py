@@ -124,8 +124,6 @@ def check_output(option: str, path: Path, mark: bytes) -> None:
     raise UsageError(f"{option} {path}: is there already, made by something else; name a new file")
 
 
-
-
 def may_replace(out: Path) -> bool:
     """Whether there is nothing at `out`, or exactly what `write_directory` once wrote there."""
     if not os.path.lexists(out):
