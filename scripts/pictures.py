@@ -1,4 +1,4 @@
-"""Make README's pictures: the losses of the notebook's run, drawn digits, the sketchpad."""
+"""Make README's pictures: losses, mistakes, drawn digits, a digit to predict, the sketchpad."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from _tables import printable
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
 
     from jaxmnist import Dataset, TrainState
     from jaxmnist.types import Metrics, Params
@@ -78,7 +79,8 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, (figure, dpi) in figures.items():
         figure.savefig(options.out / name, dpi=dpi)
-    print(f"{', '.join(figures)} are in {printable(options.out)}")
+    draw_digit(options.out / "digit.png")
+    print(f"{', '.join(figures)}, digit.png are in {printable(options.out)}")
     problem = sketch(state.params, options.out / "sketchpad.png")
     print(f"Note: sketchpad.png is left as it was: {problem}" if problem else "sketchpad.png too")
 
@@ -109,10 +111,30 @@ def train_notebook(seed: jax.Array, dataset: Dataset, test: Dataset) -> tuple[Tr
     )
 
 
+def stroke() -> np.ndarray:
+    """The points of the three, [100, 2], joined by a curve."""
+    import numpy as np
+    from scipy.interpolate import CubicSpline
+
+    last = len(THREE) - 1
+    return CubicSpline(np.arange(last + 1), THREE)(np.linspace(0, last, 100))
+
+
+def draw_digit(path: Path, size: int = 200) -> None:
+    """Write the three as a picture that scripts/predict.py reads: dark ink on light paper."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("L", (2 * size, 2 * size), 235)
+    pen = ImageDraw.Draw(picture)
+    radius = size / 14
+    for x, y in 2 * size / 280 * stroke():
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=40)
+    picture.resize((size, size), Image.Resampling.LANCZOS).save(path, optimize=True)
+
+
 def sketch(params: Params, path: Path) -> str | None:
     """Draw a three on the exported page, in a browser, and take its picture; or why not."""
     import numpy as np
-    from scipy.interpolate import CubicSpline
 
     from jaxmnist.export import to_page
 
@@ -134,8 +156,7 @@ def sketch(params: Params, path: Path) -> str | None:
         box = page.locator("#pad").bounding_box()
         assert box is not None
         corner, scale = np.array([box["x"], box["y"]]), box["width"] / 280
-        curve = CubicSpline(np.arange(len(THREE)), THREE)(np.linspace(0, len(THREE) - 1, 100))
-        first, *rest = (corner + scale * curve).tolist()
+        first, *rest = (corner + scale * stroke()).tolist()
         page.mouse.move(*first)
         page.mouse.down()
         for place in rest:

@@ -188,5 +188,5 @@ def test_the_readmes_pictures(script, mnist_dir, tmp_path):
     code, stdout, _ = script("pictures.py", "--data-dir", mnist_dir, "--out", tmp_path)
     assert code == 0
     assert str(tmp_path) in stdout
-    for name in ("loss.png", "mistakes.png", "drawn_digits.png"):
+    for name in ("loss.png", "mistakes.png", "drawn_digits.png", "digit.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

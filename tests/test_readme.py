@@ -33,9 +33,11 @@ def make_executable(path: Path, text: str) -> None:
 def clone(tmp_path) -> Path:
     """A fresh directory with all files, as a clone has them, and two photos."""
     clone = tmp_path / "jaxmnist"
-    junk = shutil.ignore_patterns(
-        ".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "runs"
-    )
+    ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis")
+
+    def junk(folder, names):
+        return ignored(folder, names) | ({"runs"} if Path(folder) == ROOT else set())
+
     shutil.copytree(ROOT, clone, ignore=junk)
     ink = np.full((280, 280), 230, np.uint8)
     ink[40:240, 130:150] = 20
