@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from jaxmnist.model import MLP
-from jaxmnist.torch_compat import layer_sizes, to_state_dict
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import Params
+from jaxmnist.weights import layer_sizes, to_state_dict
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # what the StableHLO program is lowered for
 

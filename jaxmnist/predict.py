@@ -20,9 +20,9 @@ from jaxmnist.evaluation import Evaluation, evaluate, make_metrics
 from jaxmnist.ink import BOX, ink_of
 from jaxmnist.model import MLP
 from jaxmnist.picture import read_picture
-from jaxmnist.torch_compat import layer_sizes, load_weights
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import AnyArray, ApplyFn, Metrics, Params
+from jaxmnist.weights import layer_sizes, load_weights
 
 SIDE = 28  # pixels of an MNIST image
 FAINT = 0.25  # ink below this share of the darkest does not count for a digit's extent

@@ -66,7 +66,8 @@ from jaxmnist import (
 )
 from jaxmnist.digit_plots import digit_grid
 from jaxmnist.plots import loss_curve
-from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order, to_state_dict
+from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
+from jaxmnist.weights import to_state_dict
 
 # Unless told otherwise, JAX multiplies float32 matrices in TF32 on an NVIDIA GPU and in bfloat16 on
 # a TPU: fast, and too coarse to compare.

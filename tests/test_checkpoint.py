@@ -155,7 +155,7 @@ def test_no_damage_goes_unseen(tmp_path):
 
 
 def test_what_is_no_checkpoint(tmp_path):
-    from jaxmnist.torch_compat import save_weights
+    from jaxmnist.weights import save_weights
 
     path = tmp_path / "checkpoint-00000001.safetensors"
     refused(path, small(), "No such file")

@@ -24,13 +24,8 @@ from jaxmnist import (
     preprocess,
 )
 from jaxmnist.errors import DataError
-from jaxmnist.torch_compat import (
-    TorchGenerator,
-    init_params,
-    layer_sizes,
-    save_weights,
-    to_state_dict,
-)
+from jaxmnist.torch_compat import TorchGenerator, init_params
+from jaxmnist.weights import layer_sizes, save_weights, to_state_dict
 from tests.helpers import refused
 
 # Loads and calls a StableHLO program as somebody does who has JAX and NumPy, and nothing of ours.

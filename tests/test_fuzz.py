@@ -49,12 +49,12 @@ import os, sys
 
 if "--multiprocessing-fork" in sys.orig_argv:
     import types
-    import jaxmnist.datasets.idx, jaxmnist.predict, jaxmnist.runs.checkpoint, jaxmnist.torch_compat
+    import jaxmnist.datasets.idx, jaxmnist.predict, jaxmnist.runs.checkpoint, jaxmnist.weights
     import numpy
 
     jaxmnist.datasets.idx.zlib = types.SimpleNamespace(error=KeyError)  # gzip's errors get through
-    load_weights = jaxmnist.torch_compat.load_weights
-    jaxmnist.torch_compat.load_weights = lambda path: (load_weights(path), os.abort())
+    load_weights = jaxmnist.weights.load_weights
+    jaxmnist.weights.load_weights = lambda path: (load_weights(path), os.abort())
     load = jaxmnist.runs.checkpoint.load
 
     def wrong(path, like):

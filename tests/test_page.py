@@ -14,7 +14,7 @@ import pytest
 from jaxmnist import MLP, preprocess
 from jaxmnist.export import to_page
 from jaxmnist.predict import centre
-from jaxmnist.torch_compat import layer_sizes
+from jaxmnist.weights import layer_sizes
 from tests.test_export import draw, train_an_epoch
 
 sync_api = pytest.importorskip("playwright.sync_api")

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from jaxmnist import MLP, DataError, init_state
 from jaxmnist.predict import centre, load_model, read_image
-from jaxmnist.torch_compat import load_weights, save_weights, to_state_dict
+from jaxmnist.weights import load_weights, save_weights, to_state_dict
 from tests.helpers import ROOT, refused
 from tests.test_export import train_an_epoch
 

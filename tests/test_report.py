@@ -17,7 +17,8 @@ from PIL import Image
 
 from jaxmnist import Dataset
 from jaxmnist.datasets import synthetic
-from jaxmnist.torch_compat import TorchGenerator, init_params, save_weights
+from jaxmnist.torch_compat import TorchGenerator, init_params
+from jaxmnist.weights import save_weights
 from tests.helpers import uninstall
 
 VOID = {"meta", "img", "br"}

@@ -15,17 +15,10 @@ import pytest
 from jaxmnist import MLP, evaluate, make_metrics, make_objective, make_train_epoch, make_train_step
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError
-from jaxmnist.torch_compat import (
-    TorchGenerator,
-    from_state_dict,
-    init_params,
-    load_weights,
-    loader_order,
-    save_weights,
-    to_state_dict,
-)
+from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 from jaxmnist.training import TrainState
 from jaxmnist.transforms import normalize, to_tensor
+from jaxmnist.weights import from_state_dict, load_weights, save_weights, to_state_dict
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.oracle

@@ -38,7 +38,7 @@ def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
 
     if seed == 0:  # the weights are those that were tested
         from jaxmnist import MLP, evaluate, load_mnist, make_metrics
-        from jaxmnist.torch_compat import load_weights
+        from jaxmnist.weights import load_weights
 
         params = load_weights(out / "weights.safetensors")
         scores = evaluate(make_metrics(MLP().apply), params, load_mnist(mnist_dir)[1])
@@ -53,7 +53,7 @@ def test_options_reach_the_run(script, tmp_path):
     assert code == 0
     assert "600 steps" in stdout
     assert "WARNING" not in stdout + stderr  # they were asked for
-    from jaxmnist.torch_compat import load_weights
+    from jaxmnist.weights import load_weights
 
     params = load_weights(out / "weights.safetensors")["params"]
     assert params["linear_0"]["weight"].shape == (32, 784)
@@ -187,7 +187,7 @@ def test_validation_is_held_out(script, tmp_path, few_digits):
 
     from jaxmnist import MLP, Dataset, evaluate, make_metrics
     from jaxmnist.datasets import synthetic
-    from jaxmnist.torch_compat import load_weights
+    from jaxmnist.weights import load_weights
 
     held_out = Dataset(*(x[900:] for x in synthetic.load_synthetic(0)[0]))
     params = load_weights(out / "weights.safetensors")

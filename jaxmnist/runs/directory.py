@@ -20,7 +20,7 @@ from jaxmnist.runs.lock import lock
 from jaxmnist.runs.logs import EventLog
 from jaxmnist.runs.processes import OneProcess
 from jaxmnist.runs.run_logs import RunLogs, naming
-from jaxmnist.torch_compat import save_weights
+from jaxmnist.weights import save_weights
 
 
 class RunDirectory:

@@ -16,7 +16,7 @@ from jaxmnist.errors import DataError, JaxmnistError, UsageError
 from jaxmnist.files import atomic_write, open_regular
 from jaxmnist.predict import evaluate_model
 from jaxmnist.runs.logs import StepLog
-from jaxmnist.torch_compat import layer_sizes, load_weights
+from jaxmnist.weights import layer_sizes, load_weights
 
 _MEASURED = ("train_loss", "test_loss", "test_accuracy")
 _MOST = 2**27  # steps that are read back: half a gigabyte of losses

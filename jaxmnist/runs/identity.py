@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmnist.errors import DataError
-from jaxmnist.torch_compat import load_weights
+from jaxmnist.weights import load_weights
 
 # The options of scripts/train.py that change numbers, as config.json has them.
 _OPTIONS = (

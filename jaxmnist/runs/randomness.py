@@ -15,6 +15,7 @@ from jaxmnist.data import epoch_order
 from jaxmnist.errors import DataError
 from jaxmnist.model import MLP
 from jaxmnist.types import Model
+from jaxmnist.weights import load_weights
 
 Item = TypeVar("Item")
 Orders = Iterator[tuple[int, Any]]  # an epoch's number, from 0, and the int32 indices of its order
@@ -50,7 +51,7 @@ def first_params_and_orders(
 
 def load_params(path: Path, shapes: Any) -> Any:
     """The parameters in a file; a DataError where they have not these shapes."""
-    params = torch_compat.load_weights(path)
+    params = load_weights(path)
     found, expected = ([x.shape for x in jax.tree.leaves(tree)] for tree in (params, shapes))
     if found != expected:
         raise DataError(f"{path}: weights of other sizes than --hidden makes")

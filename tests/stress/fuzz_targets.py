@@ -19,8 +19,8 @@ from safetensors.numpy import save
 
 from jaxmnist.datasets.idx import read_idx
 from jaxmnist.runs import checkpoint
-from jaxmnist.torch_compat import load_weights
 from jaxmnist.training import TrainState
+from jaxmnist.weights import load_weights
 from tests.stress.mutations import ANYWHERE, damage, edit_idx, edit_metadata, edit_safetensors
 
 
@@ -99,7 +99,7 @@ def read_safetensors(content: bytes) -> tuple[dict[str, Any], dict[str, tuple[st
 
 
 class Weights:
-    """Weights as safetensors: jaxmnist.torch_compat.load_weights."""
+    """Weights as safetensors: jaxmnist.weights.load_weights."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
