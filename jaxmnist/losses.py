@@ -16,8 +16,8 @@ def nll_loss(
 ) -> Float[Array, " n"]:
     """Negative log likelihood, in nats: `-log_probs[i, labels[i]]`. Its mean is `NLLLoss`.
 
-    A label outside 0..classes-1 gives NaN where it is traced: a compiled program cannot raise, and
-    must not train on.
+    A label outside 0..classes-1 gives NaN where it is traced, since a compiled program cannot
+    raise; `check_finite` names the step.
 
     Args:
         log_probs: log-probabilities, a row per example.

@@ -80,8 +80,8 @@ def as_scalar(objective: Objective) -> ScalarObjective:
             raise ValueError("the objective asks for a key and state.key is None")
         with jax.named_scope("objective"):
             result = objective(params, batch, **named)
-        loss, *rest = result if isinstance(result, tuple) and result else (result,)
-        metrics, next_state = [*rest, *[{}, model_state][len(rest) :]]
+        parts = result if isinstance(result, tuple) and 1 <= len(result) <= 3 else (result,)
+        loss, metrics, next_state = (*parts, *({}, model_state)[len(parts) - 1 :])
         check_loss(loss, metrics, num_examples(batch), where is not None and "where" not in named)
         loss = jnp.mean(loss, where=where) if jnp.ndim(loss) else loss
         return loss, (metrics, next_state)
