@@ -41,7 +41,7 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             yield file
             if durable:
                 file.flush()
-                _flush(file.fileno())
+                flush(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -79,7 +79,8 @@ def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
         raise
 
 
-def _flush(number: int) -> None:
+def flush(number: int) -> None:
+    """Wait until an open file is on the disk, as far as its file system can do that."""
     try:
         os.fsync(number)
     except OSError as error:
@@ -95,7 +96,7 @@ def _flush_directory(directory: Path) -> None:
             return  # the file itself is whole, and in its place
         raise
     try:
-        _flush(number)
+        flush(number)
     finally:
         os.close(number)
 

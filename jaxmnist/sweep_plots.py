@@ -3,6 +3,7 @@
 matplotlib is an extra, `pip install 'jaxmnist[plots]'`, and is imported when a figure is drawn.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ METRICS = {
     "test_accuracy": "test accuracy",
 }
 _COLUMNS = 4  # of panels
-_BINS = 8  # of a numeric option, each with as many settings
+_PLACES = 6  # values of an option that stand side by side
+_BINS = 8  # at most, of an option with more values, each with as many settings
 
 
 def curves_figure(
@@ -109,9 +111,9 @@ def effects_figure(
             (~whole, "x", "#d1494d"),
         ):
             y = np.where(inside, means, low)[chosen]
-            axes.plot(x[chosen], y, marker, ms=4, color=color, alpha=0.7, clip_on=False)
+            axes.plot(x[chosen], y, marker, ms=4, color=color, alpha=0.7)
         _draw_medians(axes, x[whole], means[whole], low, "-" if numbers else "_")
-        axes.set(xlabel=option.replace("_", " "), ylim=(low, high))
+        axes.set(xlabel=option.replace("_", " "), ylim=(low - 0.03 * (high - low), high))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[:, 0]:
@@ -148,8 +150,9 @@ def _limits(means: Float[np.ndarray, " settings"]) -> tuple[float, float]:
 
 
 def _positions(axes: "Axes", values: Sequence[Any]) -> tuple[Float[np.ndarray, " settings"], bool]:
-    """Where each value is on the x axis, and whether all are numbers; others get a place each."""
-    numbers = all(
+    """Where each value is on the x axis, and whether by its size; a few values get a place each."""
+    many = len(set(values)) > _PLACES
+    numbers = many and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in values
     )
     if numbers:
@@ -157,13 +160,13 @@ def _positions(axes: "Axes", values: Sequence[Any]) -> tuple[Float[np.ndarray, "
         if x.min() > 0 and x.max() > 5 * np.median(x):  # crowded at the left
             axes.set_xscale("log")
         return x, True
-    texts = [
-        "-".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values
-    ]
-    kinds = list(dict.fromkeys(texts))
+    order = list(dict.fromkeys(values))
+    with contextlib.suppress(TypeError):  # None among numbers
+        order = sorted(set(values))
+    kinds = ["-".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in order]
     axes.set_xticks(range(len(kinds)), kinds, rotation=30 if len(kinds) > 4 else 0)
     axes.set_xlim(-0.5, len(kinds) - 0.5)
-    return np.array([float(kinds.index(text)) for text in texts]), False
+    return np.array([float(order.index(value)) for value in values]), False
 
 
 def _draw_medians(
@@ -175,8 +178,9 @@ def _draw_medians(
 ) -> None:
     """The medians of the values of x, or of bins of them where there are many."""
     kinds = np.unique(x)
-    if kinds.size > _BINS:
-        groups = np.array_split(np.argsort(x, kind="stable"), _BINS)
+    if kinds.size > _PLACES:
+        bins = min(_BINS, max(2, len(x) // 15))
+        groups = np.array_split(np.argsort(x, kind="stable"), bins)
     else:
         groups = [np.flatnonzero(x == kind) for kind in kinds]
     if len(groups) < 2 or len(x) < 2 * len(groups):  # a median of one is the dot itself

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from jaxmnist.runs.sweep_file import Models
     from jaxmnist.runs.sweep_plan import Plan
 
+CREATOR = "jaxmnist scripts/sweep.py"  # a plot with this name in it may be made again
 _EMPTY = tyro.conf.arg(help_behavior_hint="")  # no "(default: )" in --help
 
 
@@ -129,22 +130,21 @@ class Options:
 
 def main(options: Options) -> None:
     """Train, or join parts; then show which settings are best."""
-    from jaxmnist.runs.sweep_file import merge_results, write_results
+    from jaxmnist.files import check_output
     from jaxmnist.runs.sweep_plan import make_plan, plan_of
+    from jaxmnist.runs.sweep_run import merge
     from jaxmnist.search import make_settings
 
     out, plot, search = options.results.out, options.results.plot, options.search
     if plot:
         import matplotlib.figure  # noqa: F401  (a missing one shows before the training)
-    for name, path in (("out", out), ("plot", plot)):
-        if path and not path.absolute().parent.is_dir():
-            o.wrong(f"--{name} {path}: there is no directory {path.absolute().parent}")
-        if path and path.exists() and not (name == "out" and options.results.resume):
-            o.wrong(f"--{name} {path} is there already; name a new file")
+
+        check_output("--plot", plot, CREATOR.encode())
+    if out and not out.absolute().parent.is_dir():
+        o.wrong(f"--out {out}: there is no directory {out.absolute().parent}")
     models: Models | None
     if out and options.results.merge:
-        merged = merge_results(options.results.merge)
-        write_results(out, merged)
+        merged = merge(options.results.merge, out)
         plan, models = plan_of(merged, options.swept), merged.models
     else:
         settings, left_out = make_settings(
@@ -187,6 +187,8 @@ def train(options: Options, plan: Plan) -> Models | None:
         head = sweep_plan.header(plan, "drawn digits" if data.drawn else "MNIST", identity_of)
         part = part_of(head)
     results = sweep_run.open_results(plan, head, out, part, resume=options.results.resume)
+    if results.note:
+        print(f"Warning: {results.note}", file=sys.stderr)
     mine, sets = sweep_run.models_of(plan, part), {"train": train_set, **tests}
     left = sweep_run.count_left(plan, results.models, mine)
     quiet = job.distributed and part[0] > 1
@@ -226,8 +228,9 @@ def show(options: Options, plan: Plan, models: Models) -> None:
     print(f"The best: {shlex.join(['scripts/train.py', *words])}")
     if plot:
         figure = sweep_report.figure(plan, models)
+        metadata = {"Software" if plot.suffix == ".png" else "Creator": CREATOR}
         with atomic_write(plot) as file:
-            figure.savefig(file, format=plot.suffix[1:], dpi=150)
+            figure.savefig(file, format=plot.suffix[1:], dpi=150, metadata=metadata)
     for path in filter(None, (options.results.out, plot)):
         print(f"Wrote {printable(path)}")
 

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from jaxmnist.errors import DataError, JaxmnistError, UsageError
-from jaxmnist.runs import sweep_file
 from jaxmnist.runs.sweep_file import (
     ResultsFile,
     merge_results,
@@ -117,13 +116,33 @@ def test_another_file_is_never_touched(tmp_path):
     for content in ("precious\n", write(path, 0).decode()):
         path.write_text(content)
         other = {**HEADER, "options": {"loss": "cross_entropy"}}
-        with pytest.raises(UsageError, match="there already"):
+        with pytest.raises((UsageError, DataError), match=r"--resume goes on|no results"):
             ResultsFile(path, HEADER, COLUMNS, resume=False)
         with pytest.raises((UsageError, DataError), match=r"differs in options|no results"):
             ResultsFile(path, other, COLUMNS, resume=True)
         with pytest.raises((UsageError, DataError), match=r"differs in the columns|no results"):
             ResultsFile(path, HEADER, COLUMNS[1:], resume=True)
         assert path.read_text() == content
+
+
+def test_a_finished_sweep_can_be_asked_for_again(tmp_path):
+    whole = write(tmp_path / "x.csv", 0, 1, 2, 3)
+    file = ResultsFile(tmp_path / "x.csv", HEADER, COLUMNS, resume=False)
+    file.close()
+    assert list(file.models) == [0, 1, 2, 3]
+    assert (tmp_path / "x.csv").read_bytes() == whole
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(file, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    file = ResultsFile(tmp_path / "x.csv", HEADER, COLUMNS, resume=False)
+    assert "x.csv cannot be locked (No locks available)" in file.note
+    file.close()
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -179,7 +198,7 @@ def test_a_file_system_that_cannot_sync(tmp_path, monkeypatch, number):
     def fsync(descriptor):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sweep_file.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     write(tmp_path / "x.csv", 0)
     assert list(read_results(tmp_path / "x.csv").models) == [0]
 

@@ -93,7 +93,7 @@ def test_it_says_what_is_best(undisturbed, script):
     assert "Models: 6 = 6 settings x 1 seeds; programs: 2; to train: 6" in lines
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert rows[0][:4] == ["", "learning rate", "momentum", "test accuracy"]
-    assert [row[-2] for row in rows[2:]] == ["0 of 1"] * 4 + ["1 of 1"] * 2
+    assert [row[-1] for row in rows[2:]] == ["0 of 1"] * 4 + ["1 of 1"] * 2
     accuracies = [float(row[3].rstrip("%")) for row in rows[2:6]]
     assert accuracies == sorted(accuracies, reverse=True)
     (best,) = (line for line in lines if line.startswith("The best: "))
@@ -267,7 +267,7 @@ def test_wrong_usage(script, tmp_path, monkeypatch, options, words):
 
 
 def test_a_name_that_no_file_can_have(script, tmp_path):
-    options = ["--grid", "learning_rate=0.1", "--out", tmp_path / f"{'x' * 300}.csv"]
+    options = ["--grid", "learning_rate=0.1", *QUICK, "--out", tmp_path / f"{'x' * 300}.csv"]
     refused(script("sweep.py", *options), 1, "File name too long")
 
 
@@ -278,19 +278,31 @@ def test_a_model_that_fits_no_memory(script):
 
 def test_a_file_is_never_overwritten(script, undisturbed, tmp_path):
     options = ["--grid", "learning_rate=0.1", *QUICK]
-    for option, name in (("--out", "x.csv"), ("--plot", "x.png")):
+    for option, name, code in (("--out", "x.csv", 1), ("--plot", "x.png", 2)):
         (tmp_path / name).write_text("precious")
-        refused(script("sweep.py", *options, option, tmp_path / name), 2, option, name, "already")
+        refused(script("sweep.py", *options, option, tmp_path / name), code, name)
         assert (tmp_path / name).read_text() == "precious"
-    refused(script("sweep.py", *options, "--out", tmp_path / "x.csv", "--resume"), 1, "no results")
-    assert (tmp_path / "x.csv").read_text() == "precious"
+    out = ("--out", tmp_path / "x.csv")
+    refused(script("sweep.py", *options, *out, "--resume"), 1, "no results")
     (tmp_path / "x.csv").write_bytes(undisturbed[1])
-    refused(
-        script("sweep.py", *options, "--out", tmp_path / "x.csv", "--resume"), 2, "another sweep"
-    )
+    for more in ([], ["--resume"]):
+        refused(script("sweep.py", *options, *out, *more), 2, "another sweep", "settings")
     assert (tmp_path / "x.csv").read_bytes() == undisturbed[1]
-    merge = ["--merge", tmp_path / "x.csv", "--out", tmp_path / "x.csv"]
-    refused(script("sweep.py", *merge), 2, "already")
+
+
+def test_a_finished_sweep_can_be_run_again(script, undisturbed, tmp_path):
+    options, content, _ = undisturbed
+    out, plot = tmp_path / "out.csv", tmp_path / "plot.png"
+    out.write_bytes(content)
+    for _ in range(2):  # the plot is its own, and may be made again
+        code, stdout, stderr = script("sweep.py", *options, "--out", out, "--plot", plot)
+        assert (code, stderr) == (0, "")
+        assert "to train: 0" in stdout
+        assert "The best: " in stdout
+    assert out.read_bytes() == content
+    out.write_bytes(content[:-20])
+    refused(script("sweep.py", *options, "--out", out), 2, "--resume goes on")
+    assert out.read_bytes() == content[:-20]
 
 
 def test_a_missing_matplotlib_shows_before_training(script, tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from jaxmnist.files import open_regular, stale_files
 from jaxmnist.runs.checkpoint import make_directory
 
 # What a file system says that has no locks, or broken ones; 524 is Linux's own ENOTSUPP, of NFS.
-_NO_LOCKS = {errno.ENOLCK, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_NO_LOCKS |= {errno.EINVAL, errno.EIO, 524}
+NO_LOCKS = {errno.ENOLCK, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS |= {errno.EINVAL, errno.EIO, 524}
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def lock(directory: str | os.PathLike[str]) -> Iterator[str | None]:
         ) from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise CheckpointError(f"{directory}: cannot be locked: {reason}") from error
         note = f"{directory} cannot be locked ({reason}): let no other process train into it"
     try:

@@ -7,16 +7,16 @@ it writes leaves the rows of an incomplete model at the end, which `ResultsFile`
 
 import contextlib
 import csv
-import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from jaxmnist.errors import DataError, JaxmnistError, UsageError
-from jaxmnist.files import atomic_write
+from jaxmnist.files import atomic_write, flush
+from jaxmnist.runs.lock import NO_LOCKS
 
 Row = dict[str, str]  # column -> text
 Models = dict[int, list[Row]]  # the rows of each model, epoch by epoch
@@ -33,6 +33,8 @@ class Results(NamedTuple):
 
 class ResultsBuffer:
     """Results that are kept as long as this process runs."""
+
+    note: str | None = None  # a line of warning
 
     def __init__(self) -> None:
         self.models: Models = {}
@@ -52,7 +54,7 @@ class ResultsFile(ResultsBuffer):
     def __init__(
         self, path: Path, header: Mapping[str, Any], columns: Sequence[str], *, resume: bool
     ) -> None:
-        """Make the file or, to `resume`, open the one of the same sweep if there is one.
+        """Make the file, or open the one of the same sweep: to `resume`, or if it is finished.
 
         Args:
             path: the file.
@@ -61,30 +63,27 @@ class ResultsFile(ResultsBuffer):
 
         Raises:
             UsageError: the file is there already and is not to be resumed, or is another sweep's.
-            DataError: it is damaged.
+            DataError: it is there and damaged, or no results file at all.
             JaxmnistError: another process has it open.
             OSError: it cannot be written.
         """
         head = f"# {json.dumps(header)}\n{_lines([columns])}".encode()
         super().__init__()
         self._path, self._columns = path, columns
-        flags = os.O_RDWR | os.O_CREAT | (0 if resume else os.O_EXCL)
+        number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file: BinaryIO = open(number, "r+b", buffering=0)  # noqa: SIM115
         try:
-            self._file: BinaryIO = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115
-        except FileExistsError:
-            raise UsageError(
-                f"{path} is there already; name a new file, or let --resume go on with it"
-            ) from None
-        try:
-            _lock(self._file, path)
+            self.note = _lock(self._file, path)
             if head.startswith(self._file.read(len(head) + 1)):  # new, or killed while it began
                 self._size = 0
                 self._write(head)
-            else:
-                found = read_results(path)
-                check_same(path, found, header, columns)
-                self.models, self._size = found.models, found.size
-                self._file.truncate(self._size)
+                return
+            found = read_results(path)
+            check_same(path, found, header, columns)
+            if not resume and unfinished(header, found.models):
+                raise UsageError(f"{path} holds a part of this sweep; --resume goes on with it")
+            self.models, self._size = found.models, found.size
+            self._file.truncate(self._size)
         except BaseException:
             self.close()
             raise
@@ -101,8 +100,7 @@ class ResultsFile(ResultsBuffer):
             while done < len(content):
                 done += self._file.write(content[done:])
             self._size += done
-            with _where_supported():
-                os.fsync(self._file.fileno())
+            flush(self._file.fileno())
         except BaseException as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
@@ -224,31 +222,18 @@ def _lines(rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def _lock(file: BinaryIO, path: Path) -> str | None:
+    """Keep other processes out; a line of warning where the file system cannot."""
     try:
         import fcntl
     except ImportError:  # Windows
-        return
+        return None
     try:
-        with _where_supported():
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise JaxmnistError(f"{path}: another process is writing to it") from None
-
-
-@contextlib.contextmanager
-def _where_supported() -> Iterator[None]:
-    """Go on where a file system has no locks or cannot wait for its disk."""
-    try:
-        yield
-    except BlockingIOError:
-        raise
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOSYS,
-            errno.ENOTSUP,
-            errno.ENOLCK,
-            errno.EBADF,
-        ):
+        if error.errno not in NO_LOCKS:
             raise
+        return f"{path} cannot be locked ({error.strerror}): let no other process write to it"
+    return None

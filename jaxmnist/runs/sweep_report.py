@@ -22,10 +22,12 @@ MAX_CURVES = 12  # settings whose curves can be told apart
 
 def table(plan: Plan, models: Models, places: Standings) -> list[list[str]]:
     """A row for each place: the setting, mean ± deviation of each score, what diverged, p."""
-    scores = [plan.ranked_by, *(name for name in plan.scores[::-1] if name != plan.ranked_by)]
+    splits = (["validation"] if plan.options["validation"] else []) + ["test"]
+    scores = [f"{split}_{what}" for split in splits for what in ("accuracy", "loss")]
+    scores.append("train_loss")
     halving = ["epochs"] if len(plan.rungs) > 1 else []
     names = [name.replace("_", " ") for name in [*plan.settings[0], *halving, *scores]]
-    rows = [["", *names, "diverged", "p"]]
+    rows = [["", *names, "diverged", "p"]]  # with a single seed there is no p
     for number, (rung, place) in enumerate(places, 1):
         setting = plan.settings[place.setting]
         cells = [str(number), *map(as_text, setting.values()), *[str(rung.epochs)] * len(halving)]
@@ -35,7 +37,7 @@ def table(plan: Plan, models: Models, places: Standings) -> list[list[str]]:
             cells.append(_mean_and_deviation(mean, deviation, name))
         p = "" if math.isnan(place.p) else f"{place.p:.2g}"
         rows.append([*cells, f"{place.diverged} of {plan.seeds}", p])
-    return rows
+    return rows if plan.seeds > 1 else [row[:-1] for row in rows]
 
 
 def explain(plan: Plan) -> str:

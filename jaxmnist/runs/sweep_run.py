@@ -15,6 +15,7 @@ from jaxmnist.runs.programs import count_steps
 from jaxmnist.runs.signals import Signals
 from jaxmnist.runs.sweep_file import (
     Models,
+    Results,
     ResultsBuffer,
     ResultsFile,
     check_same,
@@ -158,8 +159,21 @@ def train_missing(
                 )
 
 
+def merge(parts: Sequence[Path], out: Path) -> Results:
+    """Join the files of a sweep's parts into `out`, which may be of the same sweep already.
+
+    Raises:
+        UsageError, DataError, OSError: as in `merge_results`, or `out` is something else.
+    """
+    merged = merge_results(parts)
+    if out.exists():
+        check_same(out, read_results(out), merged.header, merged.columns)
+    write_results(out, merged)
+    return merged
+
+
 def merge_parts(out: Path, part: Part) -> Models | None:
-    """Join the parts into `out` if all of them are whole, else do nothing.
+    """Join the parts into `out` if all of them are finished, else do nothing.
 
     No process has to wait for others: the one that ends last does it, or several the same.
     """
