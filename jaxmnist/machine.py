@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from jaxmnist.errors import JaxmnistError
+
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -39,6 +41,16 @@ def free_memory(devices: Sequence[jax.Device]) -> int | None:
             with contextlib.suppress(OSError, ValueError):  # where there is no limit it reads "max"
                 found.append(int((directory / name).read_text()))
     return min(found) // len(devices) if found else None
+
+
+def check_memory(needed: int, device: jax.Device, what: str) -> None:
+    """Raise a JaxmnistError where the device has not this many bytes left."""
+    free = free_memory([device])
+    if free is not None and needed > free:
+        raise JaxmnistError(
+            f"{what} needs {needed / 1e9:,.1f} GB of memory, and there are {free / 1e9:,.1f} GB "
+            "free; make --hidden or --batch-size smaller"
+        )
 
 
 def _quota(cgroup: Path) -> float:

@@ -166,9 +166,9 @@ def test_sizes_that_fit_no_memory(script, tmp_path):
 
 def test_a_step_that_fits_no_memory(script, few_digits, monkeypatch):
     """A further member: what XLA's program takes, which grows with the batch."""
-    from jaxmnist.runs import memory
+    from jaxmnist import machine
 
-    monkeypatch.setattr(memory, "available", lambda device: 2_000_000)
+    monkeypatch.setattr(machine, "free_memory", lambda devices: 2_000_000)
     result = script("train.py", "--dataset", "synthetic", "--batch-size", 1000, "--hidden", 1000)
     refused(result, 1, "GB of memory", "--batch-size")
 

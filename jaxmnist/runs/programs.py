@@ -17,7 +17,7 @@ from jaxmnist import parallel
 from jaxmnist.data import Dataset
 from jaxmnist.errors import JaxmnistError, NonFiniteLossError, UsageError
 from jaxmnist.evaluation import Evaluation, evaluate
-from jaxmnist.runs import memory
+from jaxmnist.machine import check_memory
 from jaxmnist.runs.randomness import Orders
 from jaxmnist.training import TrainState, TrainStep, make_train_epoch
 from jaxmnist.types import Examples, Metrics, Model, Optimizer
@@ -97,7 +97,7 @@ class Programs:
         """Wait until all is compiled; a JaxmnistError where a program will not fit in memory."""
         for future in (*self._testing.values(), *self._training.values()):
             analysis = future.result().memory_analysis()
-            memory.check(
+            check_memory(
                 getattr(analysis, "temp_size_in_bytes", 0), self._device, "a step of this size"
             )
 
@@ -190,7 +190,7 @@ def state_shapes(
 
     shapes = jax.eval_shape(first_state)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params))]
-    memory.check(sum(sizes), device, "training a model of this size")
+    check_memory(sum(sizes), device, "training a model of this size")
     return shapes
 
 
