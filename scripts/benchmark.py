@@ -13,9 +13,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "peers")]
 import dataclasses
 import json
-import re
 import signal
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,11 +21,10 @@ from typing import Any, Literal
 
 import _cli as cli
 import _measure
-from _measure import spread
 from _options import FilePath, Flag, at_least, check_path, wrong
+from _profile import profile, profile_text
 from _programs import PROGRAMS, Bench, why_not
-from _results import Record, number, spread_text, summarize, summarize_embedded
-from _tables import markdown
+from _results import Record, summarize, summarize_embedded, text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,49 +134,6 @@ def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
     return summary
 
 
-def headline(machine: dict[str, Any]) -> str:
-    """The machine, in a line."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    busy = machine["load_average"]
-    line = f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}\n"
-    line += f"load average before: {busy:.2f}"
-    if busy > machine["cores"] / 4:
-        line += "\nWARNING: other programs are running, which slows these down unevenly"
-    return line
-
-
-def text(summary: dict[str, Any]) -> str:
-    """Everything measured, to be read; the table itself is Markdown."""
-    header = ["program", "whole process, s", "to ours", "training, s", "to ours"]
-    rows = [[*header, "images/s", "GFLOP/s", "of peak", "memory, MB"]]
-    notes = []
-    for name, row in summary["programs"].items():
-        ratios = [row["whole_seconds_ratio"], row["train_seconds_ratio"]]
-        unsure = name != "ours" and any(r and r["min"] < 1 < r["max"] for r in ratios)
-        if unsure:
-            notes.append(f"[~] {name}: faster than ours in one turn and slower in another")
-        cells = [row["label"] + (" [!]" if row["problem"] else "") + (" [~]" if unsure else "")]
-        for key in ("whole_seconds", "train_seconds"):
-            cells += [spread_text(row[key]), spread_text(row[f"{key}_ratio"])]
-        cells += [number(row["images_per_second"], ",.0f"), number(row["gflops"], ",.0f")]
-        cells += [number(row["share_of_peak"], ".0%"), number(row["peak_bytes"] / 1e6, ",.0f")]
-        rows.append(cells)
-    peak = summary["peak_gflops"]
-    lines = [headline(summary["machine"]), f"device: {summary['machine']['device']}", ""]
-    lines += [markdown(rows), ""] if summary["programs"] else []
-    lines += [f"Median (smallest to largest) of {summary['runs']} turns; ratios within each turn."]
-    lines += [f"Stopped early by {summary['stopped']}."] if summary["stopped"] else []
-    lines += [f"Matmul peak: NumPy {peak['numpy']:,.0f}, XLA {peak['xla']:,.0f} GFLOP/s."]
-    for row in summary["embedded"].values():
-        for key, values in row["figures"].items():
-            what = re.sub("models_([0-9]+)", r"\1 models at once", key).replace("_", " ")
-            lines.append(f"{row['label']}, {what}: {spread_text(values)}")
-    every = {**summary["programs"], **summary["embedded"]}
-    notes += [f"[!] {name}: {row['problem']}" for name, row in every.items() if row["problem"]]
-    notes += [f"Skipped: {name} ({reason})" for name, reason in summary["skipped"].items()]
-    return "\n".join(lines + notes)
-
-
 def save_chart(summary: dict[str, Any], path: Path) -> None:
     """A bar for each program that ran."""
     from jaxmnist.plots import time_bars
@@ -192,36 +146,6 @@ def save_chart(summary: dict[str, Any], path: Path) -> None:
     title = f"784-128-64-10 on MNIST, five epochs in batches of 64\n{summary['machine']['device']}"
     figure = time_bars([row["label"] for row in rows], whole, train, title)
     figure.savefig(path, dpi=160, transparent=True)
-
-
-def profile(bench: Bench, runs: int) -> dict[str, Any]:
-    """Where the time of scripts/train.py goes, medians; and how long it takes unobserved."""
-    from jaxmnist import JaxmnistError
-
-    machine, record, profiles = _measure.machine(), Record(), []
-    for turn in range(runs + 1):
-        record.add(turn, bench.run(PROGRAMS["ours"]))
-        try:
-            if record.problem:
-                raise RuntimeError(record.problem)
-            profiles.append(_measure.profile(bench.train_command, bench.ours))
-        except RuntimeError as error:
-            raise JaxmnistError(f"scripts/train.py: {error}") from error
-    seconds = {
-        name: statistics.median(profile.get(name, 0.0) for profile in profiles[1:])
-        for name in profiles[-1]
-    }
-    plain = spread([run.seconds for turn, run in record.runs.items() if turn])
-    return {"machine": machine, "profile_seconds": seconds, "unobserved_seconds": plain}
-
-
-def profile_text(summary: dict[str, Any]) -> str:
-    """The profile, to be read."""
-    seconds = summary["profile_seconds"]
-    rows = [["scripts/train.py", "seconds", "share"]]
-    rows += [[name, f"{s:.3f}", f"{s / seconds['whole']:.1%}"] for name, s in seconds.items()]
-    plain = spread_text(summary["unobserved_seconds"])
-    return f"{headline(summary['machine'])}\n\n{markdown(rows)}\n\nUnobserved: {plain} s"
 
 
 if __name__ == "__main__":

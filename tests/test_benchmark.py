@@ -1,94 +1,79 @@
 """scripts/benchmark.py: its figures, and that it goes on where a peer cannot."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
+import time
 
 import pytest
 
-from jaxmnist.errors import Stopped
-from tests.helpers import ROOT
+from tests.helpers import PATIENCE, ROOT, refused
 
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import benchmark
-
-    return benchmark
-
-
-@pytest.fixture
-def measure(benchmark):
-    return sys.modules["_measure"]
-
-
-@pytest.fixture
-def results(benchmark):
-    return sys.modules["_results"]
-
-
-def test_flops_by_hand(measure):
-    # One image through 3-2: six products forward, six for the weights' gradient, an addition each.
-    assert measure.training_flops((3, 2), 1) == 24
-    # 3-2-1 adds 2 products forward, 2 for the weights and 2 for the gradient of its inputs.
-    assert measure.training_flops((3, 2, 1), 1) == 36
-    forward = 784 * 128 + 128 * 64 + 64 * 10
-    by_hand = 2 * 300_000 * (2 * forward + 128 * 64 + 64 * 10)
-    assert measure.training_flops((784, 128, 64, 10), 300_000) == by_hand == 136_320_000_000
-
-
-def test_spread(measure):
-    assert measure.spread([3.0, 1.0, 2.0, 10.0]) == {
-        "min": 1.0,
-        "median": 2.5,
-        "max": 10.0,
-        "runs": [3.0, 1.0, 2.0, 10.0],
-    }
-    assert measure.spread([]) is None
-
-
-def test_nested_spans_count_once(measure):
-    assert measure.covered([(4, 5), (0, 3), (1, 2), (2, 3.5)]) == 4.5
-    assert measure.covered([]) == 0
-
-
-def test_a_process_is_measured_by_itself(measure):
-    ours = bytearray(300_000_000)  # is not counted into the child's memory
-    code = "import sys, time; time.sleep(0.2); print('out'); print('err', file=sys.stderr); exit(3)"
-    run = measure.measure([sys.executable, "-c", code], measure.clean_environment())
-    assert (run.code, run.stdout, run.stderr) == (3, "out\n", "err\n")
-    assert 0.2 < run.seconds < 5
-    assert 1_000_000 < run.peak_bytes < len(ours) / 3
-    run = measure.measure(
-        [sys.executable, "-c", "import time; time.sleep(60)"],
-        measure.clean_environment(),
-        timeout=1,
-    )
-    assert run.code < 0
-    assert run.seconds < 10
-
-
-def test_no_settings_of_threads_reach_a_program(measure, monkeypatch):
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS", "PYTHONPATH"):
-        monkeypatch.setenv(name, "1")
-    assert set(measure.clean_environment(MORE="2")) <= {*measure.KEPT, "MORE"}
-
-
-def test_trainings_are_read(results):
-    words = """Data: here
+# What a stand-in prints. The training has 136.32 GFLOP: counted by hand, an image takes
+# 2 * (2 * forward + 128 * 64 + 64 * 10) with forward = 784 * 128 + 128 * 64 + 64 * 10.
+RESULT = {"train_seconds": 2.0, "loss": 0.39, "accuracy": 0.9}
+PEAK = {"platform": "cpu", "device": "cpu", "numpy": 100.0, "xla": 90.0}
+WORDS = """Data: here
 Epoch 1/2   Training loss: 0.435781   test loss: 0.393910   test accuracy: 89.02%
 Epoch 2/2   Training loss: 0.392068   test loss: 0.360493   test accuracy: 89.96%
 
 Trained on here
   5 epochs of 938 steps on cpu (cpu)
-  load 0.57 s, compile 1.77 s, train 1.74 s, evaluate 0.07 s
-"""
-    expected = {"train_seconds": 1.74, "loss": 0.392068, "accuracy": pytest.approx(0.8996)}
-    assert results.read_result(words) == expected
-    assert results.read_result('a line\n{"loss": 2}\n') == {"loss": 2}
-    for nothing in ("", "Training loss: 0.4\n", "{"):
-        with pytest.raises(ValueError):  # noqa: PT011
-            results.read_result(nothing)
+  load 0.57 s, compile 1.77 s, train 2.00 s, evaluate 0.07 s"""
+
+
+def printing(result: object = RESULT, **changes: object) -> str:
+    """A program that reports this."""
+    return f"print({(result if isinstance(result, str) else json.dumps(result | changes))!r})"
+
+
+def taking(*seconds: float) -> str:
+    """A program whose training takes so long in its first run, its second, ..."""
+    return f"""import json, pathlib
+past = pathlib.Path(__file__ + ".runs")
+turn = len(past.read_text()) if past.exists() else 0
+past.write_text("x" * (turn + 1))
+seconds = {seconds}
+print(json.dumps({RESULT} | {{"train_seconds": seconds[min(turn, len(seconds) - 1)]}}))"""
+
+
+@pytest.fixture
+def start(tmp_path, mnist_dir):
+    """Starts the script in a copy of scripts/ in which all that it times are stand-ins."""
+    scripts = tmp_path / "scripts"
+    shutil.copytree(ROOT / "scripts", scripts)
+
+    def call(*options: object, **programs: str) -> subprocess.Popen:
+        stand_ins = {path.stem: printing() for path in (scripts / "peers").glob("[!_]*.py")}
+        stand_ins |= {"train": printing(WORDS), "matmul_peak": printing(PEAK)} | programs
+        for name, code in stand_ins.items():
+            (scripts / ("" if name == "train" else "peers") / f"{name}.py").write_text(code)
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAXMNIST_DATA_DIR": str(mnist_dir)}
+        command = [sys.executable, scripts / "benchmark.py", "--out", tmp_path / "out.json"]
+        return subprocess.Popen(
+            [*map(str, command), *map(str, options)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return call
+
+
+@pytest.fixture
+def run(start, tmp_path):
+    """Runs it to its end: what it printed, and what it wrote."""
+
+    def call(*options: object, **programs: str) -> tuple[str, dict]:
+        process = start(*options, **programs)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, stderr
+        return stdout, json.loads((tmp_path / "out.json").read_text())
+
+    return call
 
 
 def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
@@ -120,133 +105,117 @@ def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
         assert row["label"] in stdout
 
 
+def test_a_peer_that_cannot_is_named_and_the_others_go_on(run):
+    names = ("ours", "numpy", "linen", "nnx", "torch-graphs", "import")
+    text, summary = run(
+        *("--runs", 3, "--only", *names),
+        numpy_openblas="raise SystemExit('no such thing')",
+        flax_linen="pass",
+        flax_nnx=printing(loss=2.3),
+        imports_only=printing(train_seconds=3.0),
+    )
+    assert "Skipped: torch-graphs (" in text  # there is no PyTorch, or no GPU
+    assert "[!] numpy: failed: exit code 1: no such thing" in text
+    assert "[!] linen: failed: it printed no result" in text
+    assert "[!] nnx: its loss is 2.3000, outside 0.37 to 0.41" in text
+    rows = summary["programs"]
+    assert [name for name, row in rows.items() if row["problem"]] == ["numpy", "linen", "nnx"]
+    ours, last = rows["ours"], rows["import"]
+    assert (ours["loss"], ours["accuracy"]) == (0.392068, pytest.approx(0.8996))
+    assert (ours["train_seconds"]["median"], last["train_seconds_ratio"]["median"]) == (2.0, 1.5)
+    assert ours["images_per_second"] == 150_000
+    assert last["share_of_peak"] == pytest.approx(136.32 / 3 / 100)
+    whole = last["whole_seconds"]
+    assert [whole[name] for name in ("min", "median", "max")] == sorted(whole["runs"])
+
+
+def test_ratios_are_of_programs_that_ran_in_the_same_turn(run):
+    """A machine that is twice as slow in the second turn, after a first one that warms up."""
+    text, summary = run(
+        *("--runs", 2, "--only", "ours", "numpy", "import"),
+        train=taking(9.0, 1.0, 2.0),
+        numpy_openblas=taking(9.0, 1.5, 3.2),
+        imports_only=taking(9.0, 0.9, 2.2),
+    )
+    rows = summary["programs"]
+    assert rows["numpy"]["train_seconds_ratio"]["runs"] == [1.5, 1.6]
+    assert rows["numpy"]["train_seconds"]["runs"] == [1.5, 3.2]
+    assert "[~] import: faster than ours in one turn and slower in another" in text
+
+
+def test_a_process_is_measured_by_itself(run, monkeypatch):
+    """Its memory is not that of the process that starts it, and no settings reach it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    lines = "import os, sys; names = {'OMP_NUM_THREADS', 'PYTHONPATH'}\n"
+    lines += "if names & set(os.environ): sys.exit(f'{names & set(os.environ)}')\n"
+    _, summary = run(
+        *("--runs", 1, "--only", "ours", "import"),
+        train=lines + printing(),
+        imports_only=lines + "big = b'x' * 300_000_000\n" + printing(),
+    )
+    rows = summary["programs"]
+    assert [row["problem"] for row in rows.values()] == [None, None]
+    assert 1e6 < rows["ours"]["peak_bytes"] < 60e6  # JAX alone takes more
+    assert 300e6 < rows["import"]["peak_bytes"] < 360e6
+
+
+def test_ctrl_c_keeps_what_was_measured(start, sigint, tmp_path):
+    process, past = start("--runs", 1000, "--only", "ours", train=taking(2.0)), None
+    while past is None or past.stat().st_size < 5:  # the first was to warm up
+        assert process.poll() is None
+        time.sleep(0.01)
+        found = list((tmp_path / "scripts").glob("train.py.runs"))
+        past = found[0] if found else None
+    process.send_signal(sigint)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    refused((process.returncode, stdout, stderr), 130, "interrupted", "are reported")
+    assert "Stopped early by Ctrl-C." in stdout
+    summary = json.loads((tmp_path / "out.json").read_text())
+    assert summary["stopped"] == "Ctrl-C"
+    assert len(summary["programs"]["ours"]["train_seconds"]["runs"]) >= 3
+
+
+def test_time_limit(run):
+    text, summary = run("--runs", 1000, "--time-limit", 0.0001)
+    assert "Stopped early by --time-limit 0.0001." in text
+    assert "whole process" not in text  # no table without rows
+    assert summary["stopped"] == "--time-limit 0.0001"
+
+
 STEPS = """import json, os
 print(json.dumps({"loop_to_scan": float(os.environ.get("PJRT_NPROC", 1.5))}))"""
 
 
-@pytest.fixture
-def programs(benchmark, monkeypatch, tmp_path):
-    """Stand-ins for the programs, which take no time, and no MNIST."""
-
-    def program(name, code, **options):
-        path = tmp_path / f"{name}.py"
-        path.write_text(code)
-        return sys.modules["_programs"].Program(name, path, **options)
-
-    peak = {"platform": "cpu", "device": "cpu", "numpy": 100.0, "xla": 90.0}
-    good = '{"train_seconds": 2.0, "loss": 0.39, "accuracy": 0.9}'
-    made = {
-        "ours": program("ours", f"print({good!r})", ours=True),
-        "fails": program("fails", "raise SystemExit('no such thing')"),
-        "silent": program("silent", "pass"),
-        "wrong": program("wrong", f"print({good.replace('0.39', '2.3')!r})"),
-        "absent": program("absent", "pass", needs="no_such_package"),
-        "graphs": program("graphs", "pass", gpu=True),
-        "last": program("last", f"print({good.replace('2.0', '3.0')!r})"),
-        "embedded": program("embedded", STEPS, ours=True, embedded=True),
-        "embedded-1": program("embedded-1", STEPS, ours=True, embedded=True, one_thread=True),
-    }
-    monkeypatch.setattr(benchmark, "PROGRAMS", made)
-    monkeypatch.setattr(benchmark.Bench, "prepare", lambda bench: None)
-    monkeypatch.setattr(benchmark.Bench, "peak", lambda bench: peak)
-
-
-@pytest.mark.usefixtures("programs")
-def test_a_peer_that_cannot_is_named_and_the_others_go_on(benchmark, capsys, tmp_path):
-    out = tmp_path / "out.json"
-    benchmark.main(benchmark.Options(runs=3, out=out))
-    text, summary = capsys.readouterr().out, json.loads(out.read_text())
-    assert "Skipped: absent (no_such_package is not installed)" in text
-    assert "Skipped: graphs (no GPU)" in text
-    assert "[!] fails: failed: exit code 1: no such thing" in text
-    assert "[!] silent: failed: it printed no result" in text
-    assert "[!] wrong: its loss is 2.3000, outside 0.37 to 0.41" in text
-    rows = summary["programs"]
-    assert [name for name, row in rows.items() if row["problem"]] == ["fails", "silent", "wrong"]
-    assert len(rows["last"]["whole_seconds"]["runs"]) == 3
-    assert rows["last"]["train_seconds_ratio"]["median"] == 1.5
-    assert rows["last"]["share_of_peak"] == pytest.approx(136.32 / 3 / 100)
-
-
-def test_ratios_are_of_programs_that_ran_in_the_same_turn(benchmark, measure):
-    """By hand: a machine twice as slow in the second turn; and one run of ours that failed."""
-
-    def record(*seconds):
-        record = benchmark.Record()
-        for turn, whole in enumerate(seconds, 1):
-            result = json.dumps({"train_seconds": whole / 2, "loss": 0.39, "accuracy": 0.9})
-            code = 0 if whole else 1
-            record.add(turn, measure.Run(whole, 1_000_000, code, result, "it failed"))
-        return record
-
-    ours, other = record(1.0, 2.0, 0.0), record(1.5, 3.2, 9.0)
-    row = benchmark.summarize("NumPy, OpenBLAS", other, ours, 100.0)
-    assert row["whole_seconds_ratio"]["runs"] == row["train_seconds_ratio"]["runs"] == [1.5, 1.6]
-    assert row["whole_seconds"]["median"] == 3.2
-    assert ours.problem == "failed: exit code 1: it failed"
-    unsure = benchmark.summarize("NumPy, OpenBLAS", record(0.9, 2.2), record(1.0, 2.0), 100.0)
-    machine = {
-        "cpu": "x",
-        "cores": 2,
-        "python": "3",
-        "versions": {},
-        "load_average": 0,
-        "device": "",
-    }
-    summary = {"machine": machine, "runs": 2, "stopped": None, "skipped": {}, "embedded": {}}
-    summary |= {"peak_gflops": {"numpy": 1.0, "xla": 1.0}, "programs": {"numpy": unsure}}
-    assert "OpenBLAS [~]" in benchmark.text(summary)
-    assert "[~] numpy: faster than ours in one turn and slower in another" in benchmark.text(
-        summary
-    )
-
-
-@pytest.mark.usefixtures("programs")
-@pytest.mark.parametrize("how", ["Ctrl-C", "--time-limit 0.0001"])
-def test_what_was_measured_is_kept(benchmark, monkeypatch, capsys, tmp_path, how):
-    run, count, out = benchmark.Bench.run, iter(range(100)), tmp_path / "out.json"
-
-    def interrupted(bench, program):
-        if next(count) == 8 and how == "Ctrl-C":
-            raise KeyboardInterrupt
-        return run(bench, program)
-
-    monkeypatch.setattr(benchmark.Bench, "run", interrupted)
-    limit = 0.0001 if how != "Ctrl-C" else 0.0
-    options = benchmark.Options(runs=100, only=("ours", "last"), out=out, time_limit=limit)
-    if how == "Ctrl-C":
-        with pytest.raises(Stopped, match="interrupted") as stop:
-            benchmark.main(options)
-        assert stop.value.code == 130
-    else:
-        benchmark.main(options)
-    assert f"Stopped early by {how}." in capsys.readouterr().out
-    summary = json.loads(out.read_text())
-    assert summary["stopped"] == how
-    if how == "Ctrl-C":
-        assert len(summary["programs"]["last"]["train_seconds_ratio"]["runs"]) == 3
-
-
-@pytest.mark.usefixtures("programs")
-def test_embedded(benchmark, capsys, tmp_path):
-    out = tmp_path / "out.json"
-    benchmark.main(benchmark.Options(runs=2, only=("embedded", "embedded-1"), out=out))
-    text, summary = capsys.readouterr().out, json.loads(out.read_text())
-    assert "embedded, loop to scan: 1.50 (1.50 to 1.50)" in text
-    assert "embedded-1, loop to scan: 1.00 (1.00 to 1.00)" in text
-    assert "whole process" not in text  # no table without rows
+def test_embedded(run):
+    options = ("--runs", 2, "--only", "embedded", "embedded-1")
+    text, summary = run(*options, ours_embedded=STEPS)
+    assert "Embedded, loop to scan: 1.50 (1.50 to 1.50)" in text
+    assert "Embedded, one thread, loop to scan: 1.00 (1.00 to 1.00)" in text
     assert len(summary["embedded"]["embedded-1"]["figures"]["loop_to_scan"]["runs"]) == 2
+    gpu = printing(PEAK, platform="gpu")
+    text, summary = run(*options, ours_embedded=STEPS, matmul_peak=gpu)
+    assert summary["skipped"] == {"embedded-1": "on a CPU only"}
 
 
-@pytest.mark.parametrize(("platform", "skipped"), [("cpu", None), ("gpu", "on a CPU only")])
-def test_one_thread_is_timed_on_cpus(benchmark, platform, skipped):
-    assert benchmark.why_not(benchmark.PROGRAMS["embedded-1"], platform) == skipped
+def test_peers_none(run):
+    _, summary = run("--runs", 1, "--peers", "none", ours_embedded=STEPS)
+    assert set(summary["programs"]) == {"ours", "ours-cold"}
 
 
-@pytest.mark.usefixtures("programs")
-def test_peers_none(benchmark, capsys):
-    benchmark.main(benchmark.Options(runs=1, peers="none"))
-    assert "last" not in capsys.readouterr().out
+def test_a_profile_counts_nested_spans_once(run, start):
+    lines = "Finished tracing f in 0.2 sec\nFinished XLA compilation of f in 0.4 sec\n"
+    code = f"import time; time.sleep(0.5); print({lines + WORDS!r})"
+    text, summary = run("--profile", "--runs", 1, train=code)
+    seconds = summary["profile_seconds"]
+    whole = seconds.pop("whole")
+    assert sum(seconds.values()) == pytest.approx(whole)
+    assert seconds["compile"] == pytest.approx(0.4)
+    assert seconds["trace"] == pytest.approx(0, abs=1e-6)
+    assert (seconds["load"], seconds["train"]) == (0.57, 2.0)
+    assert "| train " in text
+    process = start("--profile", "--runs", 1, train="raise SystemExit('no such thing')")
+    stdout, stderr = process.communicate(timeout=PATIENCE)
+    refused((process.returncode, stdout, stderr), 1, "scripts/train.py: ", "no such thing")
 
 
 @pytest.mark.parametrize(

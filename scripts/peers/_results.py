@@ -1,13 +1,17 @@
-"""What the runs of the programs gave: read, checked, and summed up as figures."""
+"""What the runs of the programs gave: read, checked, summed up as figures and shown."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-from _measure import Run, read_laps, spread, training_flops
+from _measure import Run
+from _tables import markdown
 
 SIZES, IMAGES = (784, 128, 64, 10), 5 * 60_000
 # What every seed of this training ends in: the mean loss of the fifth epoch, the test accuracy.
@@ -41,6 +45,25 @@ class Record:
         if key == "whole_seconds":
             return {turn: run.seconds for turn, run in self.runs.items() if not run.code}
         return {turn: result[key] for turn, result in self.results.items() if key in result}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any] | None:
+    """Smallest, median and largest value, and all of them; None if there are none."""
+    if not values:
+        return None
+    median = statistics.median(values)
+    return {"min": min(values), "median": median, "max": max(values), "runs": list(values)}
+
+
+def training_flops(sizes: Sequence[int], images: int) -> int:
+    """Floating-point operations of the matmuls that train an MLP on so many images.
+
+    Each layer has two, its outputs and the gradient of its weights, and each but the first a third,
+    the gradient of its inputs; a product of [m, k] and [k, n] is m*k*n multiplications and as many
+    additions.
+    """
+    products = [inputs * outputs for inputs, outputs in pairwise(sizes)]
+    return 2 * images * (3 * sum(products) - products[0])
 
 
 def summarize(label: str, record: Record, ours: Record, peak: float) -> dict[str, Any]:
@@ -82,9 +105,58 @@ def read_result(stdout: str) -> dict[str, float]:
     return {"train_seconds": laps["train"], "loss": loss, "accuracy": percent / 100}
 
 
+def read_laps(text: str) -> dict[str, float]:
+    """What scripts/train.py says of its time in the line such as `load 0.09 s, compile 2.04 s`."""
+    line = next((line for line in text.splitlines() if re.match(r" +\w+ [\d.]+ s(, |$)", line)), "")
+    return {name: float(seconds) for name, seconds in re.findall(r"(\w+) ([\d.]+) s", line)}
+
+
 def last_line(message: str) -> str:
     """The last line of an error, which says most."""
     return (message.strip().splitlines() or ["no message"])[-1]
+
+
+def headline(machine: dict[str, Any]) -> str:
+    """The machine, in a line."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    busy = machine["load_average"]
+    line = f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}, {versions}\n"
+    line += f"load average before: {busy:.2f}"
+    if busy > machine["cores"] / 4:
+        line += "\nWARNING: other programs are running, which slows these down unevenly"
+    return line
+
+
+def text(summary: dict[str, Any]) -> str:
+    """Everything measured, to be read; the table itself is Markdown."""
+    header = ["program", "whole process, s", "to ours", "training, s", "to ours"]
+    rows = [[*header, "images/s", "GFLOP/s", "of peak", "memory, MB"]]
+    notes = []
+    for name, row in summary["programs"].items():
+        ratios = [row["whole_seconds_ratio"], row["train_seconds_ratio"]]
+        unsure = name != "ours" and any(r and r["min"] < 1 < r["max"] for r in ratios)
+        if unsure:
+            notes.append(f"[~] {name}: faster than ours in one turn and slower in another")
+        cells = [row["label"] + (" [!]" if row["problem"] else "") + (" [~]" if unsure else "")]
+        for key in ("whole_seconds", "train_seconds"):
+            cells += [spread_text(row[key]), spread_text(row[f"{key}_ratio"])]
+        cells += [number(row["images_per_second"], ",.0f"), number(row["gflops"], ",.0f")]
+        cells += [number(row["share_of_peak"], ".0%"), number(row["peak_bytes"] / 1e6, ",.0f")]
+        rows.append(cells)
+    peak = summary["peak_gflops"]
+    lines = [headline(summary["machine"]), f"device: {summary['machine']['device']}", ""]
+    lines += [markdown(rows), ""] if summary["programs"] else []
+    lines += [f"Median (smallest to largest) of {summary['runs']} turns; ratios within each turn."]
+    lines += [f"Stopped early by {summary['stopped']}."] if summary["stopped"] else []
+    lines += [f"Matmul peak: NumPy {peak['numpy']:,.0f}, XLA {peak['xla']:,.0f} GFLOP/s."]
+    for row in summary["embedded"].values():
+        for key, values in row["figures"].items():
+            what = re.sub("models_([0-9]+)", r"\1 models at once", key).replace("_", " ")
+            lines.append(f"{row['label']}, {what}: {spread_text(values)}")
+    every = {**summary["programs"], **summary["embedded"]}
+    notes += [f"[!] {name}: {row['problem']}" for name, row in every.items() if row["problem"]]
+    notes += [f"Skipped: {name} ({reason})" for name, reason in summary["skipped"].items()]
+    return "\n".join(lines + notes)
 
 
 def number(value: float | None, form: str) -> str:
