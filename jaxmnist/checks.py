@@ -1,4 +1,4 @@
-"""Mistakes that JAX would pass over in silence or report far from their cause, as one clear error.
+"""Mistakes that JAX would ignore silently or report far from their cause, as one clear error.
 
 Shapes, dtypes and names are checked when a function is traced. Values are checked where they are
 known; in a compiled program they are not, and give NaN instead.
@@ -98,7 +98,7 @@ def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
                 f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no "
-                "gradient; what is not trained goes into model_state"
+                "gradient; what is not trained belongs in model_state"
             )
     states = opt_state, jax.eval_shape(tx.init, params)
     got, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in states)

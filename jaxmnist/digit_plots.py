@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def confident_mistakes(
     probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], count: int = 24
 ) -> Int[np.ndarray, " mistakes"]:
-    """The indices of the mistakes of which the model was surest, the surest first."""
+    """The indices of the mistakes of which the model was most confident, in falling order."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
 
@@ -37,7 +37,9 @@ def mistake_grid(
     columns = 8
     rows = max(1, math.ceil(len(images) / columns))
     figure = Figure(figsize=(1.15 * columns, 1.45 * rows + 0.4), layout="constrained")
-    title = f"The {len(images)} surest mistakes: what the model said and what it is, with the"
+    title = (
+        f"The {len(images)} most confident mistakes: what the model said and what it is, with the"
+    )
     title += " probability that it gave to each"
     figure.suptitle(title if len(images) else "No test image was mistaken", size=11)
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):

@@ -26,7 +26,7 @@ class UsageError(JaxmnistError):
 
 
 class Stopped(Exception):
-    """A signal ended the work in good order; the scripts exit with 128 + its number."""
+    """A signal ended the work; the scripts exit with 128 + its number."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

@@ -101,7 +101,7 @@ def to_onnx(params: Params) -> bytes:
 def to_page(params: Params) -> str:
     """The model as one HTML page: a sketchpad that shows the prediction while you draw.
 
-    The page holds the weights and all its code, which is `page.html` beside this file, and needs no
+    The page holds the weights and all its code, which is in `page.html`, and needs no
     server and no network. Raises a DataError as `layer_sizes` does.
     """
     sizes = layer_sizes(params)

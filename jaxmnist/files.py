@@ -25,7 +25,7 @@ _MAY_NOT_FLUSH = {errno.EACCES, errno.EPERM, errno.EISDIR}  # a directory that c
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """A new file to write to, which takes the place of `path` when the block ends.
 
-    It is written beside its place and moved there in one step, so that no reader and no process
+    It is written next to its place and moved there in one step, so that no reader and no process
     starting at the same moment ever sees half of it. An error in the block, or the OSError that
     writing can raise, leaves `path` as it was; a process killed in the block leaves one of the
     `stale_files` behind.
@@ -122,7 +122,9 @@ def check_output(option: str, path: Path, mark: bytes) -> None:
             file.seek(max(0, os.path.getsize(path) - (1 << 16)))
             if mark in head or mark in file.read():
                 return
-    raise UsageError(f"{option} {path}: is there already, made by something else; name a new file")
+    raise UsageError(
+        f"{option} {path}: already exists and was made by something else; name a new file"
+    )
 
 
 def may_replace(out: Path) -> bool:
@@ -147,7 +149,7 @@ def may_replace(out: Path) -> bool:
 def write_directory(out: Path, contents: Mapping[str, bytes]) -> None:
     """Write these files and their manifest into `out`, which appears complete.
 
-    What is there already is replaced: ask `may_replace` first.
+    What already exists is replaced: ask `may_replace` first.
     """
     digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def rank(
 ) -> list[Rank]:
     """The settings from best to worst: fewest seeds that diverged, then the highest mean.
 
-    How sure the order is, is told by `p`: had the two settings the same mean, differences between
+    `p` says how sure the order is: if two settings had the same mean, differences between
     them as large as over these seeds, which they share, would be seen with this probability
     (one-sided paired t-test against the best one, uncorrected for the number of settings).
     """

@@ -138,7 +138,7 @@ def parse_option(kinds: Mapping[str, Any], name: str, text: str) -> Any:
     if name not in kinds:
         close = difflib.get_close_matches(name, kinds, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UsageError(f"{name} is no option to sweep{hint}")
+        raise UsageError(f"{name} is not an option that can be swept{hint}")
     try:
         return _parse(kinds[name], text)
     except (KeyError, ValueError):

@@ -231,6 +231,6 @@ def _too_large(mesh: Mesh, memory: int, free: int) -> str:
     fewer = ", or fewer cores by JAX_NUM_CPU_DEVICES=N"
     return (
         f"one model on each of {mesh.size} devices ({platform}) takes {memory / 1e9:.2f} GB there, "
-        f"and {free / 1e9:.2f} GB may be used: choose a smaller model or batch size"
+        f"and {free / 1e9:.2f} GB can be used: choose a smaller model or batch size"
         + (fewer if platform == "cpu" and mesh.size > 1 else "")
     )

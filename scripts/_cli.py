@@ -91,7 +91,7 @@ def run(
     """
     gc.disable()  # importing JAX makes a million objects and no garbage; looking for it takes 0.1 s
     # XLA calls its own way of tuning for some processors unsupported whenever it loads a program
-    # that it compiled and cached on this very machine, at a page of text each (level 2, an error).
+    # that it compiled and cached on this very machine, in a page of text each (level 2, an error).
     # 1 is what JAX itself exports to child processes.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -191,7 +191,7 @@ def _parse(
         option = unknown[0].partition("=")[0]
         close = difflib.get_close_matches(option, _names(options), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        sys.exit(_fail(f"{option} is no option{hint} (see --help)", 2))
+        sys.exit(_fail(f"{option} is not an option{hint} (see --help)", 2))
     return options
 
 
@@ -231,7 +231,7 @@ class _Stream(io.TextIOBase):
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write, or pass over what nobody can read."""
+        """Write, or drop what nobody can read."""
         return self._try(lambda: self._stream.write(text), len(text))
 
     def flush(self) -> None:
@@ -247,7 +247,7 @@ class _Stream(io.TextIOBase):
         return self.lost is None and self._stream.isatty()
 
     def give_up(self) -> None:
-        """What is still in the stream's buffer goes nowhere."""
+        """Discard what is still in the buffer of the stream."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
@@ -263,5 +263,5 @@ class _Stream(io.TextIOBase):
             self.lost = str(error.strerror or error)
             self.give_up()
             if self._notices:
-                print(f"Warning: the output is lost: {self.lost}; going on", file=self._notices)
+                print(f"Warning: the output is lost: {self.lost}; continuing", file=self._notices)
             return otherwise

@@ -101,7 +101,7 @@ class DataOptions(DataDirOptions):
     """Where the images come from."""
 
     dataset: Literal["auto", "mnist", "synthetic"] = "auto"
-    """MNIST, or digits drawn by a program; auto draws them only where MNIST cannot be had."""
+    """MNIST, or digits drawn by a program; auto draws them only if MNIST is not available."""
 
     def __post_init__(self) -> None:
         """Refuse a directory that would not be read."""
@@ -137,10 +137,10 @@ def load(options: DataOptions, seed: int) -> Data:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
-    """How long and on what to train."""
+    """How long to train, and on how many images."""
 
     epochs: int = 5
-    """How often every training image is seen."""
+    """Passes over the training images."""
     batch_size: int = 64
     """Images in a step."""
     validation: int = 0

@@ -24,15 +24,16 @@ from _options import (
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions(TrainingOptions):
-    """How long and from what to train."""
+    """How long to train, and what to start from."""
 
     recipe: Literal["notebook", "accurate"] = "notebook"
     """Other defaults for the options: the notebook's, or those of an accurate reader, which
     --recipe accurate --help shows. Single options still take their place."""
     seed: int = 0
-    """Makes the initial weights, the shuffling and, if drawn, the digits."""
+    """Seed of the initial weights, the shuffling and any drawn digits."""
     torch_seed: OptionalInt = None
-    """Draw initial weights and shuffling as PyTorch does after torch.manual_seed of this."""
+    """Initial weights and shuffling of a PyTorch script that calls torch.manual_seed with this,
+    makes the model and then iterates over one shuffled DataLoader, and nothing else."""
     torch_order: Literal["modern", "legacy"] = "modern"
     """With --torch-seed: shuffle as PyTorch's DataLoader since 1.6, or as before (legacy)."""
     init: FilePath = None
@@ -80,17 +81,17 @@ class ProcessOptions:
     """Several processes, one job."""
 
     distributed: Flag = False
-    """This is one of several processes that train on all their devices together."""
+    """This is one of several processes, on all of whose devices each batch is shared."""
     coordinator: Annotated[
         str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")
     ] = None
-    """Address of process 0. Slurm, Open MPI and TPU pods tell it."""
+    """Address of process 0; not needed under Slurm, Open MPI and on TPU pods."""
     processes: OptionalInt = None
-    """How many processes there are, where the cluster does not tell it."""
+    """How many processes there are; needed with --coordinator."""
     process_id: OptionalInt = None
-    """The number of this one, from 0, where the cluster does not tell it."""
+    """The number of this process, from 0; needed with --coordinator."""
     timeout: int = 30
-    """Seconds after which a process that does not answer is given up."""
+    """Seconds to wait for a process that does not answer."""
 
     def __post_init__(self) -> None:
         """Refuse an address or a number that cannot be right before anything is started."""
@@ -115,9 +116,9 @@ class OutputOptions:
     out: FilePath = None
     """Directory for the run: config, metrics, checkpoints and, at the end, weights."""
     resume: Flag = False
-    """Go on from the newest checkpoint in --out, if there is one."""
+    """Continue from the newest checkpoint in --out, if there is one."""
     checkpoint_every: int = 1
-    """Distance between checkpoints."""
+    """Epochs or steps between two checkpoints."""
     checkpoint_unit: Literal["epochs", "steps"] = "epochs"
     """What --checkpoint-every counts; if it is steps, each epoch ends with a checkpoint too."""
     keep: int = 3

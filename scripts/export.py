@@ -64,7 +64,8 @@ def main(options: Options) -> None:
     jax.config.update("jax_traceback_in_locations_limit", 0)
     if not may_replace(options.out):
         wrong(
-            f"--out {options.out}: is there already, made by something else; name a new directory"
+            f"--out {options.out}: already exists and was made by something else; "
+            "name a new directory"
         )
     model, params = load_model(options.weights)
     contents = {name: convert(name, params) for name in dict.fromkeys(options.formats)}

@@ -211,7 +211,7 @@ def option_texts(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def mistakes(probabilities: np.ndarray, test: Dataset) -> list[dict[str, Any]]:
-    """The images that the model was surest to be something else, with both probabilities."""
+    """The most confident mistakes, with the probabilities of both classes."""
     import numpy as np
 
     from jaxmnist.digit_plots import confident_mistakes, percent, png_url

@@ -60,14 +60,14 @@ class SearchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ResultOptions:
-    """What becomes of the results."""
+    """Where the results go."""
 
     out: o.FilePath = None
     """New .csv file for losses and accuracies, a row for each model and epoch."""
     resume: o.Flag = False
-    """Go on with the sweep in --out, if there is one."""
+    """Continue the sweep in --out, if there is one."""
     part: Annotated[str, tyro.conf.arg(metavar="I/N", help_behavior_hint="")] = "1/1"
-    """Train only part I of N, into a file of its own beside --out."""
+    """Train only part I of N, into its own file next to --out."""
     merge: Annotated[tuple[Path, ...], _EMPTY] = ()
     """Join these files of parts into --out; nothing is trained."""
     top: int = 10

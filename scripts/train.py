@@ -214,7 +214,7 @@ def run_epochs(
                 if signal and not final:
                     directory.settle()
                     saved = "stopped and saved" if output.out else "stopped"
-                    hint = "; --resume goes on" if output.out else ""
+                    hint = "; --resume continues" if output.out else ""
                     raise Stopped(signal, f"{saved} after step {done:,}{hint}")
     return state
 
@@ -240,7 +240,7 @@ def report(
     if images:
         print(f"  {images / clock.seconds['train']:,.0f} images per second in training")
     else:
-        print("  nothing was left to train; --epochs above this trains on")
+        print("  nothing left to train; a larger --epochs trains further")
     if out:
         print(f"  config, metrics, checkpoints and weights in {out}")
     else:

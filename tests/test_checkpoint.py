@@ -421,7 +421,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with lock(tmp_path) as note:
-        assert note is None or "let no other process train into it" in note
+        assert note is None or "make sure that no other process trains into it" in note
         assert note is not None or code == errno.ENOSYS  # filelock has a substitute then
     assert not (tmp_path / ".lock.pid").exists()
 

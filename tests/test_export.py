@@ -227,7 +227,7 @@ def test_what_it_wrote_can_be_written_again_and_nothing_else(script, weights, tm
     }.items():
         change(out / name)
         changed = (out / name).read_bytes()
-        refused(script("export.py", *options), 2, "is there already", str(out))
+        refused(script("export.py", *options), 2, "already exists", str(out))
         assert (out / name).read_bytes() == changed
         (out / "mine.txt").unlink(missing_ok=True)
         (out / "weights.safetensors").write_bytes(content)
@@ -241,7 +241,7 @@ def test_what_cannot_be_exported(script, weights, tmp_path):
     other = tmp_path / "other.safetensors"
     save_weights(other, draw((784, 26)))
     for options, expected, message in [
-        ((weights, "--out", weights), 2, f"--out {weights}: is there already"),
+        ((weights, "--out", weights), 2, f"--out {weights}: already exists"),
         ((weights, "--out", out, "--formats"), 2, "--formats needs at least one of safetensors"),
         ((weights, "--out", out, "--formats", "pickle"), 2, "pickle"),
         ((tmp_path, "--out", out), 1, f"{tmp_path}/weights.safetensors: cannot be read"),

@@ -233,7 +233,7 @@ def test_lost_losses_are_told(script, tmp_path, few_digits):
     steps = out / "steps.jsonl"
     steps.write_bytes(steps.read_bytes().replace(b'"step": 31', b'"step": ??'))
     code, _, stderr = script("train.py", *QUICK, "--epochs", 1, "--out", out, "--resume")
-    expected = f"Warning: {steps}: the losses of 4 steps are gone; pictures leave them out\n"
+    expected = f"Warning: {steps}: the losses of 4 steps are missing; plots leave them out\n"
     assert (code, stderr) == (0, expected)
     assert [step for step, _ in StepLog(steps).read()] == [*range(1, 31)]
 

@@ -179,7 +179,7 @@ def test_its_own_plot_is_replaced_and_no_other_file(script, untrained, drawing, 
         before = precious.read_bytes()
         result = script("predict.py", untrained, picture, "--plot", precious)
         if precious.suffix == f".{kind}":
-            refused(result, 2, "is there already")
+            refused(result, 2, "already exists")
         assert precious.read_bytes() == before
 
 

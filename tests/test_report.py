@@ -354,7 +354,7 @@ def test_wrong_usage(script, make_run, tmp_path):
         out.write_text("precious")
         precious.exists() or precious.symlink_to(out)
         code, line = refused(script, run, "--out", precious)
-        assert (code, "is there already" in line) == (2, True)
+        assert (code, "already exists" in line) == (2, True)
         assert out.read_text() == "precious"
 
 

@@ -68,7 +68,7 @@ def test_a_signal_saves_and_says_how_to_go_on(script, tmp_path, whole, sigint, n
     assert process.returncode == 128 + number
     assert "stopping as soon as it is saved" in stderr
     assert "saved after step" in stderr.splitlines()[-1]
-    assert "--resume goes on" in stderr.splitlines()[-1]
+    assert "--resume continues" in stderr.splitlines()[-1]
     done = int(stderr.split("after step ")[1].split(";")[0].replace(",", ""))
     assert (out / f"checkpoint-{done:08}.safetensors").exists()
     assert done % 120 in (0, 50, 100)
@@ -89,7 +89,7 @@ def test_a_second_signal_ends_at_once(tmp_path, sigint):
     for _ in range(3):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert "once more ends at once" in process.stderr.readline()
+    assert "a second signal stops at once" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)  # the same once more would be the same request
     assert process.wait(PATIENCE) == 143
     assert "saved" not in process.stderr.read()
@@ -110,14 +110,14 @@ def test_another_run_is_never_overwritten(script, tmp_path):
     # a longer run is the same run; and going on with one that is done changes nothing
     code, stdout, _ = script("train.py", *options, "--resume")
     assert code == 0
-    assert "nothing was left to train" in stdout
+    assert "nothing left to train" in stdout
     assert ending(out) == before
 
 
 def test_a_directory_of_something_else_is_refused(script, tmp_path):
     (tmp_path / "thesis.tex").write_text("important")
-    refused(script("train.py", *QUICK, "--out", tmp_path), 2, str(tmp_path), "no run's")
-    refused(script("train.py", *QUICK, "--out", tmp_path / "thesis.tex"), 2, "no directory")
+    refused(script("train.py", *QUICK, "--out", tmp_path), 2, str(tmp_path), "holds no run")
+    refused(script("train.py", *QUICK, "--out", tmp_path / "thesis.tex"), 2, "not a directory")
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 

@@ -40,7 +40,7 @@ def test_closed_streams(tmp_path, closed):
 def test_a_full_device(tmp_path):
     """Field case F39: the run goes on, and it is told that its output is lost."""
     done = shell(f"{sys.executable} {TRAIN} {OPTIONS} --out {tmp_path / 'out'} > /dev/full")
-    expected = "Warning: the output is lost: No space left on device; going on\n"
+    expected = "Warning: the output is lost: No space left on device; continuing\n"
     assert (done.returncode, done.stderr) == (0, expected)
     assert (tmp_path / "out" / "weights.safetensors").exists()
     assert shell(f"{sys.executable} {TRAIN} {OPTIONS} 2> /dev/full").returncode == 0

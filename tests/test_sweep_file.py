@@ -116,7 +116,7 @@ def test_another_file_is_never_touched(tmp_path):
     for content in ("precious\n", write(path, 0).decode()):
         path.write_text(content)
         other = {**HEADER, "options": {"loss": "cross_entropy"}}
-        with pytest.raises((UsageError, DataError), match=r"--resume goes on|no results"):
+        with pytest.raises((UsageError, DataError), match=r"--resume continues|no results"):
             ResultsFile(path, HEADER, COLUMNS, resume=False)
         with pytest.raises((UsageError, DataError), match=r"differs in options|no results"):
             ResultsFile(path, other, COLUMNS, resume=True)

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_after_the_chunk(undisturbed, tmp_path, sigint):
     assert process.returncode == 130
     *_, last = stderr.splitlines()
     assert "error: stopped after" in last
-    assert "of 6 models; --resume goes on" in last
+    assert "of 6 models; --resume continues" in last
     sweep(*options, "--out", out, "--resume")
     assert out.read_bytes() == content
 
@@ -228,9 +228,9 @@ def test_an_encoding_without_our_characters(undisturbed, tmp_path):
         ("--grid learning_rate=-0.1", ["--learning-rate", "-0.1"]),
         ("--grid learning_rate=0.1,nan", ["--learning-rate", "nan"]),
         ("--grid learning_rate=0.1,1e-1", ["1e-1 is given twice"]),
-        ("--grid learning_rat=0.1", ["learning_rat is no option", "did you mean learning_rate"]),
-        ("--grid out=1", ["out is no option to sweep"]),
-        ("--grid seed=1", ["seed is no option to sweep"]),
+        ("--grid learning_rat=0.1", ["learning_rat is not an option", "mean learning_rate"]),
+        ("--grid out=1", ["out is not an option that can be swept"]),
+        ("--grid seed=1", ["seed is not an option that can be swept"]),
         ("--grid validation=1,2", ["validation cannot be swept"]),
         ("--grid momentum=1", ["--momentum", "[0, 1)"]),
         ("--grid momentum=0.5 optimizer=adam", ["--momentum", "adam"]),
@@ -301,7 +301,7 @@ def test_a_finished_sweep_can_be_run_again(script, undisturbed, tmp_path):
         assert "The best: " in stdout
     assert out.read_bytes() == content
     out.write_bytes(content[:-20])
-    refused(script("sweep.py", *options, "--out", out), 2, "--resume goes on")
+    refused(script("sweep.py", *options, "--out", out), 2, "--resume continues")
     assert out.read_bytes() == content[:-20]
 
 

@@ -88,7 +88,7 @@ def test_options_that_exclude_each_other_are_left_out():
         (["rate=0.1,1e-1"], [], "value 1e-1 is given twice"),
         (["hidden=1,2;1,2"], [], "value 1,2 is given twice"),
         (["rate=1", "rate=2"], [], "rate is given twice"),
-        (["speed=1"], [], "speed is no option to sweep$"),
+        (["speed=1"], [], "speed is not an option that can be swept$"),
         (["momentun=1"], [], "did you mean momentum"),
         (["size=1.5"], [], "size=1.5 is no value of --size"),
         (["fancy=yes"], [], "fancy=yes is no value"),

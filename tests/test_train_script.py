@@ -265,7 +265,7 @@ def test_epochs_are_not_planned_ahead(tmp_path):
 def test_out_is_never_overwritten(script, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("")
-    refused(script("train.py", "--out", tmp_path / "out"), 2, str(tmp_path / "out"), "no run's")
+    refused(script("train.py", "--out", tmp_path / "out"), 2, str(tmp_path / "out"), "holds no run")
     (tmp_path / "file").write_text("")
     refused(script("train.py", "--out", tmp_path / "file" / "x"), 1, str(tmp_path / "file" / "x"))
 

@@ -40,7 +40,7 @@ def load(
     Args:
         name: the entry's name.
         specs: the shape and dtype of each array, see `read_npz`.
-        made_from: what `store` was told; None accepts an entry made from anything.
+        made_from: what was given to `store`; None accepts an entry made from anything.
     """
     path = cache_dir() / f"{name}.npz"
     label = None if made_from is None else _label(made_from)

@@ -48,7 +48,7 @@ def fetch(
     Args:
         base_url: the address of the server's directory, with a slash at the end.
         progress: show a progress bar on standard error.
-        timeout: seconds without any data after which the server is given up.
+        timeout: seconds without any data after which the download fails.
 
     Raises:
         DataNotFoundError: the server cannot be reached, lacks a file or stops sending.
@@ -84,8 +84,8 @@ def _receive(url: str, timeout: float) -> Generator[bytes]:
     """
     import requests
 
-    # `_next` decides when to give up. A host may have several addresses that do not answer (IPv6
-    # where there is none), so connecting to one must fail before that; reading ends after it.
+    # `_next` decides when the download fails. A host may have several addresses that do not answer
+    # (IPv6 where there is none), so connecting to one must fail before that; reading ends after it.
     timeouts = (timeout / 3, 2 * timeout)
     chunks: queue.Queue[bytes | Exception] = queue.Queue()
     abandoned = threading.Event()

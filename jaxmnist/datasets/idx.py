@@ -43,7 +43,7 @@ def find_idx(directory: Path) -> dict[str, Path]:
     Raises:
         DataNotFoundError: there is none of them.
         DataError: some of them are there and others are missing.
-        OSError: a place may not be looked into.
+        OSError: a place cannot be read.
     """
     best: dict[str, Path] = {}
     for folder in _FOLDERS:

@@ -16,7 +16,7 @@ class Data(NamedTuple):
     source: str  # one line: where they were found, or how they were made
     note: str | None = None  # one line that a user may want to know: why MNIST is not cached
     drawn: bool = False  # drawn digits: not MNIST
-    missing: str | None = None  # one line: why MNIST cannot be had; None where it was not tried
+    missing: str | None = None  # one line: why MNIST is not available; None where it was not tried
 
 
 def load_data(

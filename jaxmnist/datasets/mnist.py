@@ -50,7 +50,7 @@ def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> tuple[Dataset,
             usual folder below it such as torchvision's `MNIST/raw`, or what tensorflow-datasets
             prepared, or Keras's `mnist.npz`. If neither is given, these places are tried in turn:
             `~/.pytorch/MNIST_data`, a copy that tensorflow-datasets prepared, the cache of an
-            earlier run, a download. A place that this user may not read is passed over.
+            earlier run, a download. A place that this user may not read is skipped.
 
     Returns:
         (train, test): images uint8 [n, 28, 28], white (255) on black (0), and labels int32 [n].

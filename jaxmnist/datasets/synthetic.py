@@ -1,4 +1,4 @@
-"""Drawn digits: handwriting-like images made from strokes, for when MNIST itself cannot be had.
+"""Drawn digits: handwriting-like images made from strokes, for when MNIST itself is not available.
 
 Each digit has a few skeletons, paths of a pen. A random writer bends, slants and stretches one; the
 pen lays a Gaussian dot of ink at every short step of it, and the paper saturates: grey is about

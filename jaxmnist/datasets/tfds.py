@@ -32,7 +32,7 @@ def find_prepared(data_dir: Path | None = None) -> Path | None:
             default what `TFDS_DATA_DIR` names, or `~/tensorflow_datasets`.
 
     Raises:
-        OSError: a place may not be looked into.
+        OSError: a place cannot be read.
     """
     root = data_dir or os.path.expanduser(
         os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"

@@ -50,7 +50,7 @@ def save(
     ('checkpoint-00000007.safetensors', {'w': array([1., 1., 1.], dtype=float32)})
 
     Args:
-        directory: made if need be. Only one process may save into it; `lock` sees to that.
+        directory: created if missing. Only one process may save into it; `lock` sees to that.
         state: any pytree of numeric arrays and typed PRNG keys, for instance a TrainState.
         step: its number, by default `state.step`.
         config: what the run was started with: what JSON can hold.
@@ -129,7 +129,7 @@ class Writer:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
-        """Make the directory if need be; a CheckpointError where that fails. `keep` is `save`'s."""
+        """Create a missing directory; a CheckpointError where that fails. `keep` is `save`'s."""
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.problem: str | None = None
@@ -166,7 +166,7 @@ class Writer:
         try:
             _write(self._directory, step, content, self._keep)
             self.problem = None
-        except Exception as error:  # whatever it is, training goes on and its user is told
+        except Exception as error:  # whatever it is, training continues and the user is told
             self.problem = str(error) if isinstance(error, CheckpointError) else repr(error)
 
     def __enter__(self) -> "Writer":
@@ -179,7 +179,7 @@ class Writer:
 
 
 def make_directory(directory: Path) -> None:
-    """Make it if need be; a CheckpointError where that fails."""
+    """Create a missing directory; a CheckpointError where that fails."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -25,7 +25,7 @@ _DIGEST = re.compile(rb'"jaxmnist_checkpoint":"\{\\"sha256\\": \\"([0-9a-f]{64})
 _NO_DIGEST = b"0" * 64
 # What a header of any other bytes raises while it is looked into.
 _BAD_HEADER = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
-_ADVICE = "remove it to go on from an earlier one"
+_ADVICE = "remove it to continue from an earlier one"
 _DTYPES = {
     **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"},
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},

@@ -52,11 +52,11 @@ def compile_cache(directory: Path) -> Iterator[None]:
 
 
 def _private_directory(place: Path) -> Path | None:
-    """The directory's real path, made if need be; None where another user could change it.
+    """The directory's real path, created if missing; None where another user could change it.
 
     Whoever owns a directory on the way could put another one in its place after the check, so each
     up to the root must be ours or root's, and no other user may write to it, but for directories
-    like /tmp, where nobody can rename what is not his.
+    like /tmp, where nobody can rename the files of others.
     """
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)

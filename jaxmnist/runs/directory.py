@@ -26,10 +26,10 @@ from jaxmnist.weights import save_weights
 class RunDirectory:
     """`with RunDirectory(path, warn=print) as run: ...`: one run in it, and no other process.
 
-    What cannot be written while it trains is told by `warn`, and training goes on.
+    What cannot be written during training is reported by `warn`, and training continues.
 
     Args:
-        path: made if need be. One that holds files, but no run's, is a UsageError.
+        path: created if missing. One that holds files, but no run's, is a UsageError.
         warn: is called with a line that the user should see.
         keep: how many checkpoints stay.
         events: TensorBoard's log, if one is to be written.
@@ -52,11 +52,11 @@ class RunDirectory:
         """Lock the directory; refuse one that holds what is no run's."""
         new = not self.path.exists()
         if not new and not self.path.is_dir():
-            raise UsageError(f"{self.path}: is there already and no directory")
+            raise UsageError(f"{self.path}: already exists and is not a directory")
         there = set() if new else {path for path in self.path.iterdir() if path.name[0] != "."}
         there -= set(stale_files(self.path))
         if there and not (self.path / "config.json").exists() and not self._checkpoints():
-            raise UsageError(f"{self.path}: is there already and no run's; name a new directory")
+            raise UsageError(f"{self.path}: already exists and holds no run; name a new directory")
         with contextlib.ExitStack() as stack:
             note = stack.enter_context(lock(self.path))
             if note:
@@ -80,7 +80,7 @@ class RunDirectory:
         Args:
             config: what `identity` knows, and whatever else is to be recorded.
             like: the state, see `checkpoint.load`.
-            resume: whether a run that is there already may go on.
+            resume: whether a run that already exists may continue.
 
         Raises:
             UsageError: another run is there, or this one and `resume` is false.
@@ -105,7 +105,7 @@ class RunDirectory:
         return found
 
     def save(self, state: Any, arrays: Mapping[str, Any]) -> None:
-        """Start to write a checkpoint; a failure is told once, and training goes on."""
+        """Start to write a checkpoint; a failure is reported once, and training continues."""
         self.logs.tell("checkpoint", self._writer.problem)
         config = {"options": self._config, "records": self.logs.records}
         self._writer.save(state, config=config, arrays=arrays)
@@ -155,7 +155,7 @@ class RunDirectory:
                 f"{self.path}: holds another run ({', '.join(phrases)}); name another directory"
             )
         if not resume:
-            raise UsageError(f"{self.path}: holds this run already; --resume goes on with it")
+            raise UsageError(f"{self.path}: holds this run already; --resume continues it")
 
     def _write_config(self) -> None:
         path = self.path / "config.json"
@@ -210,7 +210,7 @@ def find_state(
         config: what is to be recorded of the run.
         shapes: the state, with shapes and dtypes for arrays.
         steps: how many an epoch has.
-        resume: whether a run that is there already may go on.
+        resume: whether a run that already exists may continue.
         group: the processes that train.
 
     Raises:

@@ -56,8 +56,8 @@ def read_run(directory: Path) -> Run:
     weights = directory / "weights.safetensors"
     if len(records) < config["epochs"] or not weights.exists():
         raise JaxmnistError(
-            f"{directory}: not done: {len(records)} of {config['epochs']} epochs are trained; wait "
-            f"for it or, if it was stopped, go on with scripts/train.py --out {directory} --resume"
+            f"{directory}: not done: {len(records)} of {config['epochs']} epochs are trained; "
+            f"wait, or if it was stopped, continue with scripts/train.py --out {directory} --resume"
         )
     params = load_weights(weights)
     try:

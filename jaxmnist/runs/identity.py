@@ -34,7 +34,7 @@ _FLAGS = {
     "jax_enable_x64": False,
     "jax_default_matmul_precision": "highest",  # scripts/train.py sets it
 }
-# Another version of one of these may round otherwise; a run goes on, and it is told.
+# Another version of one of these may round otherwise; a run continues, with a warning.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 

@@ -18,7 +18,7 @@ NO_LOCKS |= {errno.EINVAL, errno.EIO, 524}
 
 @contextlib.contextmanager
 def lock(directory: str | os.PathLike[str]) -> Iterator[str | None]:
-    """Within it no other process has this directory's lock; the directory is made if need be.
+    """Within it no other process has this directory's lock; the directory is created if missing.
 
     The operating system takes the lock from a process that is killed. Temporary files that killed
     ones have left are removed. Gives a line of warning where the file system has no locks.
@@ -45,7 +45,10 @@ def lock(directory: str | os.PathLike[str]) -> Iterator[str | None]:
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise CheckpointError(f"{directory}: cannot be locked: {reason}") from error
-        note = f"{directory} cannot be locked ({reason}): let no other process train into it"
+        note = (
+            f"{directory} cannot be locked ({reason}): "
+            "make sure that no other process trains into it"
+        )
     try:
         with contextlib.suppress(OSError):
             for path in stale_files(directory):

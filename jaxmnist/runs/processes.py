@@ -78,10 +78,10 @@ def join(
     another.
 
     Args:
-        coordinator: HOST:PORT of process 0; None where a cluster tells it, and so for the next two.
+        coordinator: HOST:PORT of process 0; None where a cluster provides it, as for the next two.
         processes: how many there are.
         process_id: which one this is, from 0.
-        timeout: seconds after which a process that does not answer is given up.
+        timeout: seconds to wait for a process that does not answer.
     """
     import jax
 

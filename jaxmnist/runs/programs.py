@@ -144,7 +144,7 @@ def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Devi
             ) from error
         raise JaxmnistError(
             f"--device {kind}: JAX finds no such device, only {jax.default_backend()}; "
-            "the extras jaxmnist[cuda] and jaxmnist[tpu] install the support for others"
+            "the extras cuda12, cuda13 and tpu install support for others"
         ) from error
 
 
@@ -204,7 +204,7 @@ def chunks(steps: int, size: int, start: int = 0) -> list[range]:
 
 
 def chunk_sizes(n: int, batch_size: int, size: int, done: int, epochs: range) -> set[int]:
-    """The numbers of examples in the chunks of these epochs, the first gone on with at step `done`.
+    """The numbers of examples in the chunks of these epochs, which begin at step `done`.
 
     >>> sorted(chunk_sizes(n=100, batch_size=10, size=4, done=13, epochs=range(1, 3)))
     [20, 30, 40]

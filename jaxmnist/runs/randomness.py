@@ -54,7 +54,7 @@ def load_params(path: Path, shapes: Any) -> Any:
     params = load_weights(path)
     found, expected = ([x.shape for x in jax.tree.leaves(tree)] for tree in (params, shapes))
     if found != expected:
-        raise DataError(f"{path}: weights of other sizes than --hidden makes")
+        raise DataError(f"{path}: the weights have other sizes than --hidden asks for")
     return params
 
 
@@ -71,7 +71,7 @@ def key_orders(seed: int, n: int, epochs: range) -> Orders:
 def torch_orders(
     generator: torch_compat.TorchGenerator, n: int, epochs: range, *, legacy: bool = False
 ) -> Orders:
-    """The orders that PyTorch's DataLoader takes from this stream; earlier ones are passed over."""
+    """The orders of these epochs that PyTorch's DataLoader takes from this stream."""
     for epoch in range(epochs.stop):
         order = torch_compat.loader_order(generator, n, legacy=legacy)
         if epoch in epochs:

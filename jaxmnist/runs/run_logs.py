@@ -1,6 +1,6 @@
 """The logs of a run together: metrics.jsonl, steps.jsonl and, if asked for, TensorBoard's.
 
-While it trains, what cannot be written is told and written later; at the end that is an error.
+During training, what cannot be written is reported and written later; at the end it is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RunLogs:
         with naming(path):
             missing = self._steps.cut(step)
         if missing:
-            self._warn(f"{path}: the losses of {missing:,} steps are gone; pictures leave them out")
+            self._warn(f"{path}: the losses of {missing:,} steps are missing; plots leave them out")
         if self._events:
             self._rebuild(self._events)
 

@@ -51,5 +51,6 @@ class Signals:
         # Not print: the signal may have come in the middle of one, which cannot be entered twice.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.write(
-                sys.stderr.fileno(), b"stopping as soon as it is saved; once more ends at once\n"
+                sys.stderr.fileno(),
+                b"stopping as soon as it is saved; a second signal stops at once\n",
             )

@@ -62,7 +62,7 @@ class ResultsFile(ResultsBuffer):
             columns: as in `Results`.
 
         Raises:
-            UsageError: the file is there already and is not to be resumed, or is another sweep's.
+            UsageError: the file exists and is not to be resumed, or is another sweep's.
             DataError: it is there and damaged, or no results file at all.
             JaxmnistError: another process has it open.
             OSError: it cannot be written.
@@ -81,7 +81,7 @@ class ResultsFile(ResultsBuffer):
             found = read_results(path)
             check_same(path, found, header, columns)
             if not resume and unfinished(header, found.models):
-                raise UsageError(f"{path} holds a part of this sweep; --resume goes on with it")
+                raise UsageError(f"{path} holds a part of this sweep; --resume continues it")
             self.models, self._size = found.models, found.size
             self._file.truncate(self._size)
         except BaseException:
@@ -133,7 +133,9 @@ def read_results(path: Path) -> Results:
         if row is None:
             damaged = damaged or number
         elif damaged:  # what a killed process leaves is at the end
-            raise DataError(f"{path}: line {damaged} is damaged; mend it, or sweep into a new file")
+            raise DataError(
+                f"{path}: line {damaged} is damaged; repair it, or sweep into a new file"
+            )
         else:
             rows.append(row)
     while rows and not _is_end(rows[-1], ends):

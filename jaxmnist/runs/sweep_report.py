@@ -44,7 +44,7 @@ def explain(plan: Plan) -> str:
     """How the table is to be read."""
     lines = [f"Ranked by {plan.ranked_by.replace('_', ' ')}"]
     if not plan.options["validation"]:
-        lines[0] += ", which flatters the first; --validation N ranks by held-out training images"
+        lines[0] += ", which favours the first; --validation N ranks by held-out training images"
     if plan.seeds > 1:
         lines.append(
             f"p: how likely the first setting leads by so much by chance (paired t-test over "

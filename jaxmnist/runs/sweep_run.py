@@ -75,7 +75,7 @@ def open_results(
         header: what identifies it.
         out: the file; a part has one of its own beside it.
         part: which part it is.
-        resume: go on with the file if it is there.
+        resume: continue the file if it exists.
 
     Raises:
         UsageError, DataError, JaxmnistError, OSError: as in `ResultsFile`.
@@ -103,7 +103,7 @@ def check_steps(plan: Plan, images: int) -> None:
 
 
 def describe(plan: Plan, part: Part, left: int) -> str:
-    """A line that says what there is to be trained."""
+    """A line that says what is to be trained."""
     programs = len({program_key(setting) for setting in plan.settings}) * len(plan.rungs)
     words = [f"{plan.models} = {len(plan.settings)} settings x {plan.seeds} seeds"]
     words += [f"programs: {programs}"]
@@ -153,7 +153,9 @@ def train_missing(
             left -= count
             yield population, count
             if signals.number and left:
-                kept = "--resume goes on" if isinstance(results, ResultsFile) else "nothing is kept"
+                kept = (
+                    "--resume continues" if isinstance(results, ResultsFile) else "nothing is kept"
+                )
                 raise Stopped(
                     signals.number, f"stopped after {total - left} of {total} models; {kept}"
                 )
