@@ -24,6 +24,16 @@ def cpu_cores() -> int:
     return max(1, math.ceil(min([cores, *quotas])))
 
 
+def use_cpu_cores() -> None:
+    """Let JAX take the CPU for one device a core, where JAX_NUM_CPU_DEVICES is not set.
+
+    It comes too late, and changes nothing, in a process that has used JAX.
+    """
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", cpu_cores())
+
+
 def free_memory(devices: Sequence[jax.Device]) -> int | None:
     """Bytes that each of the devices has left, the least of them; None where nothing tells.
 

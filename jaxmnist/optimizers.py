@@ -12,7 +12,7 @@ def make_optimizer(
     momentum: float | jax.Array = 0.0,
     weight_decay: float | jax.Array | None = None,
     schedule: str = "constant",
-    warmup: float = 0.0,
+    warmup: float | jax.Array = 0.0,
     steps: int = 1,
 ) -> optax.GradientTransformation:
     """The optax optimizer of this name.
@@ -36,7 +36,7 @@ def make_optimizer(
     if weight_decay is not None and optimizer != "adamw":
         raise ValueError(f"weight_decay is AdamW's; {optimizer} has none")
     rate: float | jax.Array | optax.Schedule = learning_rate
-    if schedule != "constant" or warmup:
+    if schedule != "constant" or isinstance(warmup, jax.Array) or warmup:
         rate = make_schedule(schedule, learning_rate, warmup=warmup, steps=steps)
     if optimizer == "sgd":
         return optax.sgd(rate, momentum=momentum if some else None)
@@ -48,7 +48,7 @@ def make_optimizer(
 
 
 def make_schedule(
-    schedule: str, learning_rate: float | jax.Array, *, warmup: float = 0.0, steps: int
+    schedule: str, learning_rate: float | jax.Array, *, warmup: float | jax.Array = 0.0, steps: int
 ) -> optax.Schedule:
     """The learning rate by the number of steps that are done.
 
@@ -62,7 +62,7 @@ def make_schedule(
     Args:
         schedule: "constant" or "cosine".
         learning_rate: the largest; it may be traced.
-        warmup: for what part of all steps it rises, at least 0 and below 1.
+        warmup: for what part of all steps it rises, at least 0 and below 1; it may be traced.
         steps: all steps of the training.
 
     Raises:
@@ -70,13 +70,16 @@ def make_schedule(
     """
     if schedule not in ("constant", "cosine"):
         raise ValueError(f'schedule must be "constant" or "cosine", not {schedule!r}')
-    rising = warmup * steps
+    # A constant is in float32 too, and divides nothing, since XLA would make that a product: so the
+    # rates are to the bit those of a program that is given the warm-up.
+    rising = jnp.asarray(warmup, jnp.float32) * steps
+    per_rising, per_falling = 1 / jnp.maximum(rising, 1), 1 / (steps - rising)
 
     def rate(count: int | jax.Array) -> jax.Array:
         done = jnp.asarray(count, jnp.float32)
-        share = jnp.minimum(1.0, (done + 1) / max(rising, 1.0))
+        share = jnp.minimum(1.0, (done + 1) * per_rising)
         if schedule == "cosine":
-            after = jnp.clip((done - rising) / (steps - rising), 0, 1)
+            after = jnp.clip((done - rising) * per_falling, 0, 1)
             share *= 0.5 * (1 + jnp.cos(jnp.pi * after))
         return learning_rate * share
 

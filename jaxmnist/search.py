@@ -47,7 +47,12 @@ Choices = dict[str, list[Any] | Range]  # option -> its values
 
 
 def make_settings(
-    groups: Sequence[Any], grid: Sequence[str], sample: Sequence[str], seed: int = 0
+    groups: Sequence[Any],
+    grid: Sequence[str],
+    sample: Sequence[str],
+    seed: int = 0,
+    *,
+    usual: Sequence[Any] = (),
 ) -> tuple[list[Setting], list[str]]:
     """Each combination of the grid's values, with each of the random settings if there are any.
 
@@ -58,6 +63,7 @@ def make_settings(
         sample: how many random settings, and of what: `["200", "learning_rate=log:1e-4:1e-1",
             "batch_size=32:256", "optimizer=sgd,adam"]`.
         seed: of the random settings.
+        usual: the groups without what was given, by default as each dataclass makes itself.
 
     Returns:
         The settings, and a line for each reason why some combinations are left out: options may
@@ -66,7 +72,7 @@ def make_settings(
     Raises:
         UsageError: an option or a value is unknown, refused or given twice.
     """
-    kinds = option_kinds(groups)
+    kinds, usual = option_kinds(groups), usual or [type(group)() for group in groups]
     choices = parse_choices(kinds, grid)
     ranges: Choices = {}
     if sample:
@@ -77,10 +83,12 @@ def make_settings(
             )
         ranges = parse_choices(kinds, specs, ranges=True)
     for name in [*choices, *ranges]:
-        given = next(group for group in groups if hasattr(group, name))
+        given, default = next(
+            pair for pair in zip(groups, usual, strict=True) if hasattr(pair[0], name)
+        )
         if name in choices and name in ranges:
             raise UsageError(f"{name} is in the grid and in the random search")
-        if getattr(given, name) != getattr(type(given)(), name):
+        if getattr(given, name) != getattr(default, name):
             raise UsageError(f"{name} is swept, so --{name.replace('_', '-')} cannot be given too")
     settings = _combine(choices)
     if ranges:

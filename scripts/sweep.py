@@ -22,12 +22,12 @@ import re
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import _options as o
 import tyro
 from _tables import markdown, printable
-from _train_options import ProcessOptions, RateOptions
+from _train_options import RECIPES, ProcessOptions, RateOptions
 
 if TYPE_CHECKING:
     from jaxmnist.runs.sweep_file import Models
@@ -49,6 +49,8 @@ class SearchOptions:
     """Seed of the random settings."""
     seeds: int = 1
     """How many seeds each setting is trained with: 0, 1, 2, ..."""
+    recipe: Literal["notebook", "accurate"] = "notebook"
+    """What the options are that are neither swept nor given, as in scripts/train.py."""
     halving: o.OptionalInt = None
     """Train all settings for few epochs, and only the best of every N for N times as many."""
 
@@ -110,22 +112,35 @@ class Options:
     where: o.DeviceOptions = o.DeviceOptions()
     processes: ProcessOptions = ProcessOptions()
 
-    def __post_init__(self) -> None:
-        """Refuse options that exclude each other."""
-        if bool(self.results.merge) == bool(self.search.grid or self.search.sample):
-            o.wrong("name the settings by --grid or --sample, or the files by --merge")
-        parts, together = self.results.part != "1/1", self.processes.distributed
-        if parts and together:
-            o.wrong("--distributed makes the parts by itself, so it takes no --part")
-        if self.search.halving is not None and (parts or together):
-            o.wrong("--halving compares all models, so it takes no --part and no --distributed")
-        if together and not self.results.out:
-            o.wrong("--distributed needs an --out that all processes can write to")
-
     @property
     def swept(self) -> list[Any]:
         """The groups with the options that can be swept."""
         return [self.training, self.model, self.optimizer]
+
+
+def check(options: Options) -> None:
+    """Refuse options that exclude each other."""
+    if bool(options.results.merge) == bool(options.search.grid or options.search.sample):
+        o.wrong("name the settings by --grid or --sample, or the files by --merge")
+    parts, together = options.results.part != "1/1", options.processes.distributed
+    if parts and together:
+        o.wrong("--distributed makes the parts by itself, so it takes no --part")
+    if options.search.halving is not None and (parts or together):
+        o.wrong("--halving compares all models, so it takes no --part and no --distributed")
+    if together and not options.results.out:
+        o.wrong("--distributed needs an --out that all processes can write to")
+
+
+def recipes() -> dict[str, Options]:
+    """The options by recipe."""
+    found = {}
+    for name, recipe in RECIPES.items():
+        named = {
+            f.name: getattr(recipe.training, f.name) for f in dataclasses.fields(o.TrainingOptions)
+        }
+        search, training = SearchOptions(recipe=name), o.TrainingOptions(**named)  # type: ignore[arg-type]
+        found[name] = Options(search, ResultOptions(), training, recipe.model, recipe.optimizer)
+    return found
 
 
 def main(options: Options) -> None:
@@ -135,6 +150,7 @@ def main(options: Options) -> None:
     from jaxmnist.runs.sweep_run import merge
     from jaxmnist.search import make_settings
 
+    check(options)
     out, plot, search = options.results.out, options.results.plot, options.search
     if plot:
         import matplotlib.figure  # noqa: F401  (a missing one shows before the training)
@@ -147,9 +163,8 @@ def main(options: Options) -> None:
         merged = merge(options.results.merge, out)
         plan, models = plan_of(merged, options.swept), merged.models
     else:
-        settings, left_out = make_settings(
-            options.swept, search.grid, search.sample, search.sample_seed
-        )
+        specs, usual = (search.grid, search.sample, search.sample_seed), recipes()[search.recipe]
+        settings, left_out = make_settings(options.swept, *specs, usual=usual.swept)
         for reason in left_out:
             print(f"Left out: {reason}")
         fixed = {name: value for group in options.swept for name, value in vars(group).items()}
@@ -168,13 +183,12 @@ def train(options: Options, plan: Plan) -> Models | None:
 
     from jaxmnist.datasets import cache
     from jaxmnist.datasets.synthetic import add_synthetic
-    from jaxmnist.machine import cpu_cores
-    from jaxmnist.runs import compile_cache, identity, programs, sweep_plan, sweep_run
+    from jaxmnist.machine import use_cpu_cores
+    from jaxmnist.runs import identity, programs, sweep_plan, sweep_run
+    from jaxmnist.runs.compile_cache import compile_cache
 
     jax.config.update("jax_default_matmul_precision", "highest")  # as in scripts/train.py
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        with contextlib.suppress(RuntimeError):  # too late for it, in a process that has used JAX
-            jax.config.update("jax_num_cpu_devices", cpu_cores())
+    use_cpu_cores()
     job, out, identity_of = options.processes, options.results.out, identity.environment()
     address = (job.coordinator, job.processes, job.process_id, job.timeout)
     alone = contextlib.nullcontext(lambda header: options.results.number)
@@ -195,9 +209,7 @@ def train(options: Options, plan: Plan) -> Models | None:
     if not quiet:
         print(f"Data: {data.source}\n{sweep_run.describe(plan, part, left)}", flush=True)
     began, use_cache = time.perf_counter(), options.where.compile_cache
-    cached = (
-        compile_cache.compile_cache(cache.cache_dir()) if use_cache else contextlib.nullcontext()
-    )
+    cached: Any = compile_cache(cache.cache_dir()) if use_cache else contextlib.nullcontext()
     with cached, tqdm.tqdm(total=left, unit="model", leave=False, disable=None) as bar:
         for population, count in sweep_run.train_missing(plan, results, mine, sets, devices):
             bar.update(count)
@@ -221,10 +233,7 @@ def show(options: Options, plan: Plan, models: Models) -> None:
         print(f"and {len(places) - top} more settings (--top)")
     print(sweep_report.explain(plan))
     groups = [*options.swept, options.data, options.where]
-    usual = {name: v for g in groups for name, v in vars(type(g)()).items()}
-    given = {name: v for g in groups for name, v in vars(g).items()}
-    best = plan.options | {k: v for k, v in given.items() if k not in plan.options}
-    words = sweep_report.arguments(best | plan.settings[places[0][1].setting], usual)
+    words = sweep_report.arguments(plan, places[0][1].setting, groups)
     print(f"The best: {shlex.join(['scripts/train.py', *words])}")
     if plot:
         figure = sweep_report.figure(plan, models)
@@ -236,4 +245,4 @@ def show(options: Options, plan: Plan, models: Models) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__)
+    cli.run(main, Options, __doc__, recipes=recipes())

@@ -92,7 +92,8 @@ def make_run(options: Setting, epochs: int) -> Run:
     """What is done for one model: `run(member, data) -> metrics`, as scripts/train.py does it.
 
     Args:
-        options: those of a training. A member has a "seed" and may have numbers in their place.
+        options: those of a training, of the first member. A member has a "seed", and may have
+            numbers that take their place.
         epochs: how many of the epochs are trained.
     """
 
@@ -103,7 +104,8 @@ def make_run(options: Setting, epochs: int) -> Run:
         steps = given["epochs"] * -(-len(data["train"].labels) // given["batch_size"])
         names = inspect.signature(make_optimizer).parameters.keys() - {"steps"}
         tx = make_optimizer(**{k: given[k] for k in names}, steps=steps)
-        augment = partial(handwriting, strength=given["augment"]) if given["augment"] else None
+        # Of one program all strengths are 0 or none is.
+        augment = partial(handwriting, strength=given["augment"]) if options["augment"] else None
         key, metrics = jax.random.key(member["seed"]), make_metrics(model.apply, loss_fn)
         params = model.init(key, np.zeros((1, 784), np.float32))
         used = key if augment else None  # as in scripts/train.py

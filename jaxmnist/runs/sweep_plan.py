@@ -16,7 +16,7 @@ from jaxmnist.runs.sweep_file import Models, Results
 from jaxmnist.search import MAX_MODELS, Setting, option_kinds, parse_option
 
 # The options that a compiled program takes as arguments, so that their values share one program.
-NUMBERS = ("learning_rate", "momentum", "weight_decay")
+NUMBERS = ("learning_rate", "momentum", "weight_decay", "warmup", "augment")
 SCORES = ("train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
 
 

@@ -1,7 +1,7 @@
 """What a finished sweep tells: its table of settings, the command for the best, its figure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from jaxmnist import sweep_plots
 from jaxmnist.ranking import Rank, Rung, over_seeds
 from jaxmnist.runs.sweep_file import Models
 from jaxmnist.runs.sweep_plan import Plan, as_text, scores_at
-from jaxmnist.search import Setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,11 +58,20 @@ def _mean_and_deviation(mean: float, deviation: float, name: str) -> str:
     return "" if math.isnan(mean) else f"{mean:{form}}{spread}"
 
 
-def arguments(options: Setting, defaults: Mapping[str, Any]) -> list[str]:
-    """The command line's words for what differs from the defaults."""
+def arguments(plan: Plan, setting: int, groups: Sequence[Any]) -> list[str]:
+    """The command line's words that train a setting, but for what is so by default.
+
+    Args:
+        plan: the sweep.
+        setting: its number.
+        groups: dataclasses with the options, the sweep's own and others.
+    """
+    usual = {name: value for group in groups for name, value in vars(type(group)()).items()}
+    given = {name: value for group in groups for name, value in vars(group).items()}
+    options = given | plan.options | plan.settings[setting]
     words = []
     for name, value in options.items():
-        if value == defaults.get(name):
+        if value == usual[name]:
             continue
         option = name.replace("_", "-")
         if isinstance(value, bool):
