@@ -121,6 +121,10 @@ def augment(
 
 def handwriting(key: PRNGKeyArray, images: Images, strength: Strength = 1.0) -> Images:
     """`augment` about as strongly as people's handwriting differs, times `strength`."""
+    if not _is_zero(strength):
+        # XLA would multiply constants with each other, and a program that is given the strength, as
+        # a sweep's is, would round otherwise.
+        strength = jax.lax.optimization_barrier(jnp.asarray(strength, jnp.float32))
     return augment(
         key,
         images,

@@ -57,7 +57,11 @@ def undisturbed(tmp_path_factory):
     ("seeds", "grid", "fixed"),
     [
         (2, ["learning_rate=0.1,0.03", "momentum=0,0.95"], ["--dataset", "mnist"]),
-        (1, ["warmup=0.2,0.1", "schedule=constant,cosine"], ["--learning-rate", "0.1"]),
+        (
+            1,
+            ["warmup=0.2,0.1", "augment=0.3,1"],
+            ["--learning-rate", "0.1", "--schedule", "cosine"],
+        ),
         (1, ["weight_decay=0.1,", "learning_rate=0.01,0.001"], ["--optimizer", "adamw"]),
         (1, ["optimizer=sgd,adam", "hidden=;16,8", "loss=cross_entropy,nll"], []),
         (1, ["batch_size=1000,700", "epochs=1,3"], ["--learning-rate", "0.1"]),
