@@ -18,8 +18,8 @@ JAX:
 
 Within `run` a print cannot fail: what the output's encoding lacks is escaped, and where stdout or
 stderr is closed or on a full disk the work goes on. With `result_on_stdout=True`, for a script
-that has no other result, the code is 1 if stdout was lost. `install_hint(extra)` is the command
-that installs an extra.
+that has no other result, the code is 1 if stdout failed on the way. `install_hint(extra)` is the
+command that installs an extra.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ import io
 import itertools
 import re
 import shlex
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -69,6 +70,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed for this Python; see Install in README.md")
 
 Options = TypeVar("Options")
+CLOSED = "closed"  # before the start: nobody wants that output
 ROOT = Path(__file__).resolve().parent.parent
 # Optional packages, and the extra that brings each.
 EXTRAS = {"jinja2": "plots", "matplotlib": "plots", "tensorboard": "tensorboard"}
@@ -114,7 +116,7 @@ def run(
         except Exception as error:
             sys.exit(_explain(error))
     gc.freeze()  # nor is there any to be found in all that when the interpreter ends
-    sys.exit(1 if result_on_stdout and stdout.lost else 0)
+    sys.exit(1 if result_on_stdout and stdout.lost not in (None, CLOSED) else 0)
 
 
 def _run(main: Callable[[Options], None], options: Options) -> None:
@@ -124,12 +126,24 @@ def _run(main: Callable[[Options], None], options: Options) -> None:
     gc.enable()
     if signal.getsignal(signal.SIGINT) is _exit_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_later
     main(options)
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done, let it end
 
 
+def _interrupt_later(ignored: Any) -> None:
+    """Raise a KeyboardInterrupt again that Python ignores, as in the garbage collector's hooks."""
+    if ignored.exc_type is not KeyboardInterrupt:
+        return sys.__unraisablehook__(ignored)
+    timer = threading.Timer(0.01, signal.raise_signal, [signal.SIGINT])
+    timer.daemon = True
+    timer.start()
+
+
 def _explain(error: Exception) -> int:
     """Print the line of an error that a user can cause, and give its exit code; raise others."""
+    from jax.errors import JaxRuntimeError
+
     from jaxmnist.errors import JaxmnistError, Stopped, UsageError
 
     if isinstance(error, Stopped):
@@ -141,6 +155,10 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
+    exhausted = isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    if exhausted or isinstance(error, MemoryError):
+        reason = str(error).partition("\n")[0][:200] or "none is left"
+        return _fail(f"out of memory: {reason}; a smaller model or batch needs less", 1)
     raise error
 
 
@@ -219,7 +237,7 @@ class _Stream(io.TextIOBase):
     """Writes to a stream for as long as that can be written to; `lost` is the reason why not."""
 
     def __init__(self, stream: Any, number: int, notices: Any = None) -> None:
-        self.lost: str | None = None if stream else "closed"  # as sys.stdout is after `>&-`
+        self.lost: str | None = None if stream else CLOSED  # as sys.stdout is after `>&-`
         self._stream, self._number, self._notices = stream, number, notices
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import termios
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmnist.runs import run_logs
 from tests.helpers import PATIENCE, TRAIN, epoch_lines, refused
 
 
@@ -173,6 +176,18 @@ def test_a_step_that_fits_no_memory(script, few_digits, monkeypatch):
     refused(result, 1, "GB of memory", "--batch-size")
 
 
+@pytest.mark.parametrize("library", ["jax", "numpy"])
+def test_memory_runs_out_in_the_middle(script, few_digits, monkeypatch, library):
+    """A further member: what no check before the training can know."""
+
+    def exhaust(*_):
+        np.ones(2**46, np.uint8) if library == "numpy" else jax.device_get(jnp.ones(2**46))
+
+    monkeypatch.setattr(run_logs, "epoch_record", exhaust)
+    result = script("train.py", "--dataset", "synthetic", "--batch-size", 100)
+    refused(result, 1, "out of memory", "llocat", "smaller")
+
+
 def test_validation_is_held_out(script, tmp_path, few_digits):
     """The last training images are not trained on, and evaluated after each epoch."""
     out = tmp_path / "out"
@@ -318,6 +333,23 @@ def test_ctrl_c_while_jax_is_imported(sigint):
     assert process.returncode == 130
     assert "train.py: error: interrupted" in stderr
     assert "Traceback" not in stderr
+
+
+def test_ctrl_c_in_the_garbage_collector(sigint):
+    """Python ignores an exception there, so that the run would go on."""
+    code = f"""
+import gc, runpy, signal, sys
+def interrupt(phase, info):
+    started = "jaxmnist" in sys.modules and "_cli" in sys.modules
+    if started and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(signal.SIGINT)
+gc.callbacks.append(interrupt)
+sys.argv = [{str(TRAIN)!r}, "--dataset", "synthetic", "--epochs", "1000"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "train.py: error: interrupted\n")
 
 
 def test_a_closed_pipe_is_no_crash():

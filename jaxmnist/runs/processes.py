@@ -92,7 +92,8 @@ def join(
     except BaseException as error:
         # Registered last it runs first, before JAX's own, which waits for all to end well.
         atexit.register(os._exit, _exit_code(error))
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+        if (of_jax and "RESOURCE_EXHAUSTED" not in str(error)) or "Gloo" in str(error):
             reason = str(error).partition("\n")[0][:200]
             raise JaxmnistError(
                 f"another process has failed or cannot be reached: {reason}"
