@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _cli as cli
+
+# isort: split
 import builtins
 import contextlib
 import dataclasses
@@ -14,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import _cli as cli
 from _options import DataDirOptions, Flag
 from _tables import markdown
 

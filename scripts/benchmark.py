@@ -11,6 +11,9 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "peers")]
+import _cli as cli
+
+# isort: split
 import dataclasses
 import json
 import signal
@@ -19,7 +22,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import _cli as cli
 import _measure
 from _options import FilePath, Flag, at_least, check_path, wrong
 from _profile import profile, profile_text

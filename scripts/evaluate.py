@@ -6,12 +6,14 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import _cli as cli
+
+# isort: split
 import dataclasses
 import json
 import math
 from typing import Any
 
-import _cli as cli
 from _options import WARNING, Flag, SeededDataOptions, Weights, load
 from _tables import markdown, percent, printable
 

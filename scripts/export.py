@@ -6,11 +6,13 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import _cli as cli
+
+# isort: split
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import _cli as cli
 import tyro
 from _options import Weights, check_path, wrong
 from _tables import printable

@@ -6,13 +6,15 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import _cli as cli
+
+# isort: split
 import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import _cli as cli
 import tyro
 from _options import DataDirOptions, check_path, check_seed
 from _tables import printable

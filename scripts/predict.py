@@ -6,6 +6,9 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import _cli as cli
+
+# isort: split
 import contextlib
 import dataclasses
 import json
@@ -14,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import _cli as cli
 import tyro
 from _options import FilePath, Flag, Weights, check_path, wrong
 from _tables import printable

@@ -10,6 +10,9 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import _cli as cli
+
+# isort: split
 import contextlib
 import dataclasses
 import multiprocessing
@@ -19,7 +22,6 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from typing import TYPE_CHECKING
 
-import _cli as cli
 from _options import WARNING, SeededDataOptions, Weights, at_least, load, wrong
 from _tables import markdown
 
@@ -81,36 +83,40 @@ def read_kinds(images: np.ndarray, seeds: list[tuple[int, int]]) -> dict[str, np
     from jaxmnist.picture_kinds import KINDS, through_a_file
 
     result, context = {}, multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(mp_context=context) as pool,
-        tqdm.tqdm(total=len(KINDS) * len(images), leave=False, disable=None) as bar,
-    ):
-        try:
+    with interrupts_wait():
+        pool = ProcessPoolExecutor(mp_context=context)
+    try:
+        with tqdm.tqdm(total=len(KINDS) * len(images), leave=False, disable=None) as bar:
             for name in KINDS:
-                with interrupts_blocked():
+                with interrupts_wait():
                     pending = pool.map(through_a_file, repeat(name), images, seeds, chunksize=20)
                 read = []
                 for image in pending:
                     read.append(image)
                     bar.update()
                 result[name] = np.stack(read)
-        except BaseException:
+    finally:
+        with interrupts_wait():
             pool.shutdown(cancel_futures=True)  # or else all the pictures are still made
-            raise
     return result
 
 
 @contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Processes that are started here leave Ctrl-C, which a terminal sends to all, to this one."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C waits for what is done here; processes started here leave it to this one."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    masks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if masks:  # processes inherit it; this one may get the signal in another thread
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def table(counts: dict[str, int], n: int) -> str:
