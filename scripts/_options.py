@@ -144,12 +144,12 @@ class TrainingOptions:
     batch_size: int = 64
     """Images in a step."""
     validation: int = 0
-    """Hold out the last N training images and evaluate on them too."""
+    """Hold out the last N training images, and evaluate on them too."""
     augment: float = 0.0
-    """Strength of the random changes of the training images: turned, slanted, bent, ...; 1 is usual
-    where it is used, and 0 is none."""
+    """Strength of random changes of the training images: rotation, slant, elastic change...; 0 for
+    none, 1 is usual."""
     synthetic_digits: int = 0
-    """How many digits drawn by a program are added to the training images."""
+    """Number of digits drawn by a program that are added to the training images."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work before anything is loaded."""
@@ -189,9 +189,9 @@ class OptimizerOptions:
     weight_decay: OptionalFloat = None
     """Weight decay of AdamW. Default: optax's 0.0001; PyTorch's is 0.01."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rate stays, or falls to 0 as half a cosine until the last step."""
+    """Constant learning rate, or cosine decay to 0 at the last step."""
     warmup: float = 0.0
-    """For what part of all steps the learning rate rises first, from 0 to below 1."""
+    """Share of all steps in which the learning rate first rises; at least 0 and below 1."""
 
     def __post_init__(self) -> None:
         """Refuse what the optimizer does not have."""

@@ -27,8 +27,8 @@ class RunOptions(TrainingOptions):
     """How long to train, and what to start from."""
 
     recipe: Literal["notebook", "accurate"] = "notebook"
-    """Other defaults for the options: the notebook's, or those of an accurate reader, which
-    --recipe accurate --help shows. Single options still take their place."""
+    """Defaults of the other options: the notebook's, or those of a more accurate model, which
+    --recipe accurate --help shows. An option that is given replaces its default."""
     seed: int = 0
     """Seed of the initial weights, the shuffling and any drawn digits."""
     torch_seed: OptionalInt = None
