@@ -62,9 +62,24 @@ def undisturbed(tmp_path_factory):
             ["warmup=0.2,0.1", "augment=0.3,1"],
             ["--learning-rate", "0.1", "--schedule", "cosine"],
         ),
-        (1, ["weight_decay=0.1,", "learning_rate=0.01,0.001"], ["--optimizer", "adamw"]),
-        (1, ["optimizer=sgd,adam", "hidden=;16,8", "loss=cross_entropy,nll"], []),
-        (1, ["batch_size=1000,700", "epochs=1,3"], ["--learning-rate", "0.1"]),
+        pytest.param(
+            1,
+            ["weight_decay=0.1,", "learning_rate=0.01,0.001"],
+            ["--optimizer", "adamw"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            1,
+            ["optimizer=sgd,adam", "hidden=;16,8", "loss=cross_entropy,nll"],
+            [],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            1,
+            ["batch_size=1000,700", "epochs=1,3"],
+            ["--learning-rate", "0.1"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_models_are_those_of_train_py(tmp_path, request, seeds, grid, fixed):
@@ -109,7 +124,7 @@ def test_it_says_what_is_best(undisturbed, script):
     assert b"inf" not in content
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 0.8])
+@pytest.mark.parametrize("share", [0, 0.5])
 def test_killed_and_resumed_it_is_the_same(undisturbed, tmp_path, share):
     options, content, _ = undisturbed
     out, head = tmp_path / "out.csv", content.index(b"\n0,")
@@ -259,6 +274,8 @@ def test_an_encoding_without_our_characters(undisturbed, tmp_path):
         ("--grid epochs=2,4 --halving 2", ["epochs cannot be swept with --halving"]),
         ("--grid learning_rate=0.1 --out x.csv --halving 2 --part 1/2", ["--halving", "--part"]),
         ("--grid learning_rate=0.1 --distributed", ["--distributed", "--out"]),
+        ("--recipe accurate --grid momentum=0.5", ["--momentum", "adamw"]),
+        ("--recipe accurate --grid hidden=8 --hidden 8", ["hidden is swept"]),
         ("--sample 0 learning_rate=0:1", ["how many settings"]),
         ("--sample 9 optimizer=sgd,adam", ["only 2 different"]),
         ("--dataset synthetic --grid batch_size=60001", ["--batch-size 60001", "60,000"]),
