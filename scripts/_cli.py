@@ -1,25 +1,8 @@
 """What every script does around its work: options in, one clear line and an exit code out.
 
-A script begins so; it then also runs under `python -P`, `-I` and `-m scripts.NAME`, and Ctrl-C
-during its imports is one line:
-
-    import os
-    import sys
-
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    import _cli as cli
-    from _options import DataOptions
-
-and ends so, with a `main(options)` that imports jaxmnist itself, since `--help` must not wait for
-JAX:
-
-    if __name__ == "__main__":
-        cli.run(main, Options, __doc__)
-
-Within `run` a print cannot fail: what the output's encoding lacks is escaped, and where stdout or
-stderr is closed or on a full disk the work goes on. With `result_on_stdout=True`, for a script
-that has no other result, the code is 1 if stdout failed on the way. `install_hint(extra)` is the
-command that installs an extra.
+A script puts its own directory on `sys.path`, so that it also runs under `python -P`, `-I` and
+`-m scripts.NAME`, and then imports this before anything that takes long, so that Ctrl-C is one
+line. Its `main(options)` imports jaxmnist itself, since `--help` must not wait for JAX.
 """
 
 from __future__ import annotations
@@ -49,6 +32,7 @@ def _exit_interrupted(*_: object) -> None:
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _exit_interrupted)  # `run` gives it back
 
+import argparse
 import atexit
 import contextlib
 import difflib
@@ -86,7 +70,10 @@ def run(
 ) -> NoReturn:
     """Parse the command line into an `options_type`, call `main` with it and exit.
 
-    With `recipes`, what --recipe names takes the place of the defaults.
+    With `recipes`, what --recipe names takes the place of the defaults. Within `main` a print
+    cannot fail: what the output's encoding lacks is escaped, and where stdout or stderr is closed
+    or on a full disk the work goes on; with `result_on_stdout`, of a script that has no other
+    result, the code is then 1.
 
     The code is 0 when done, 2 for wrong usage, 128 + its number for a signal and 1 for every other
     error that a user can cause; each error is one line. Errors that are ours keep their traceback.
@@ -192,7 +179,7 @@ def _parse(
                 description=f"{description.strip()}\n\n--version prints the version.\n",
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
                 return_unknown_args=True,
-                **_recipe(recipes),
+                default=_recipe(recipes),
             )
     except SystemExit as stop:
         if stop.code == 0:
@@ -213,15 +200,11 @@ def _parse(
     return options
 
 
-def _recipe(recipes: Mapping[str, Options]) -> dict[str, Options]:
-    """As tyro's `default`, the one that the last --recipe on the command line names."""
-    found = None
-    for option, value in itertools.pairwise([*sys.argv[1:], ""]):
-        if option == "--recipe":
-            found = value
-        elif option.startswith("--recipe="):
-            found = option.partition("=")[2]
-    return {"default": recipes[found]} if found in recipes else {}
+def _recipe(recipes: Mapping[str, Options]) -> Any:
+    """As tyro's `default`, the one that --recipe names on the command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?", default="")
+    return recipes.get(parser.parse_known_args()[0].recipe, tyro.MISSING_NONPROP)
 
 
 def _names(options: Any) -> Iterator[str]:

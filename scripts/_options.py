@@ -92,7 +92,6 @@ class DataDirOptions:
     """Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not the name of a directory."""
         check_path(data_dir=self.data_dir)
 
 
@@ -104,7 +103,6 @@ class DataOptions(DataDirOptions):
     """MNIST, or digits drawn by a program; auto draws them only if MNIST is not available."""
 
     def __post_init__(self) -> None:
-        """Refuse a directory that would not be read."""
         super().__post_init__()
         if self.data_dir and self.dataset == "synthetic":
             wrong("--data-dir is MNIST's; --dataset synthetic reads no files")
@@ -118,7 +116,6 @@ class SeededDataOptions(DataOptions):
     """Seed of what is random; for synthetic digits it must be the seed of the training."""
 
     def __post_init__(self) -> None:
-        """Refuse a seed that no training can have had."""
         super().__post_init__()
         check_seed(seed=self.seed)
 
@@ -152,7 +149,6 @@ class TrainingOptions:
     """Number of digits drawn by a program that are added to the training images."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
         at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         at_least(0, validation=self.validation)
         at_least(0, augment=self.augment, synthetic_digits=self.synthetic_digits)
@@ -172,7 +168,6 @@ class ModelOptions:
     """Cross-entropy on logits, or negative log likelihood on a log-softmax output."""
 
     def __post_init__(self) -> None:
-        """Refuse widths that no layer has."""
         if any(not 1 <= width < 2**31 for width in self.hidden):
             widths = " ".join(map(str, self.hidden))
             wrong(f"--hidden needs widths of at least 1 and below 2**31, not {widths}")
@@ -194,7 +189,6 @@ class OptimizerOptions:
     """Share of all steps in which the learning rate first rises; at least 0 and below 1."""
 
     def __post_init__(self) -> None:
-        """Refuse what the optimizer does not have."""
         if not 0 <= self.momentum < 1:
             wrong(f"--momentum must be in [0, 1), not {self.momentum}")
         if self.momentum and self.optimizer != "sgd":

@@ -40,7 +40,6 @@ class RunOptions(TrainingOptions):
     """Weights to start from: a .safetensors file, with PyTorch installed a .pt file, or a run."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
         super().__post_init__()
         check_seed(seed=self.seed)
         check_path(init=self.init)
@@ -58,7 +57,6 @@ class RateOptions(OptimizerOptions):
     """Step size of the optimizer."""
 
     def __post_init__(self) -> None:
-        """Refuse what no optimizer takes."""
         super().__post_init__()
         at_least(0, learning_rate=self.learning_rate)
 
@@ -71,7 +69,6 @@ class DevicesOptions(DeviceOptions):
     """How many devices share each batch."""
 
     def __post_init__(self) -> None:
-        """Refuse what no machine has."""
         if self.devices != "all":
             at_least(1, devices=self.devices)
 
@@ -94,7 +91,6 @@ class ProcessOptions:
     """Seconds to wait for a process that does not answer."""
 
     def __post_init__(self) -> None:
-        """Refuse an address or a number that cannot be right before anything is started."""
         if not 10 <= self.timeout <= 86_400:
             wrong(f"--timeout must be at least 10 and at most 86400 seconds, not {self.timeout}")
         explicit = (self.coordinator, self.processes, self.process_id)
@@ -129,7 +125,6 @@ class OutputOptions:
     """Write losses and accuracies for TensorBoard too, into --out's directory tensorboard."""
 
     def __post_init__(self) -> None:
-        """Refuse what needs a directory without one."""
         at_least(1, checkpoint_every=self.checkpoint_every, keep=self.keep)
         check_path(out=self.out)
         if self.out is None and (self.resume, self.checkpoint_every, self.keep) != (False, 1, 3):

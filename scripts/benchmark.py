@@ -52,7 +52,6 @@ class Options:
     """Show where the time of scripts/train.py goes instead."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is started."""
         at_least(1, runs=self.runs)
         at_least(0, time_limit=self.time_limit)
         check_path(out=self.out, chart=self.chart)

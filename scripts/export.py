@@ -48,7 +48,6 @@ class Options:
     """What to write; stablehlo and onnx need the extra "export"."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
         check_path(out=self.out)
         if not self.formats:
             wrong(f"--formats needs at least one of {', '.join(FILES)}")

@@ -44,7 +44,6 @@ class Options:
     data: DataDirOptions = DataDirOptions()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
         check_path(out=self.out)
         check_seed(seed=self.seed)
 

@@ -48,7 +48,6 @@ class Options:
     """Plot each image as the model sees it beside its probabilities: a .png, .pdf or .svg file."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
         if not self.images:
             wrong("name at least one image")
         check_path(plot=self.plot)

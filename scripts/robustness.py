@@ -40,7 +40,6 @@ class Options:
     data: SeededDataOptions = SeededDataOptions()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
         at_least(1, images=self.images)
 
 

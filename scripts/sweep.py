@@ -55,7 +55,6 @@ class SearchOptions:
     """Train all settings for few epochs, and only the best of every N for N times as many."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work before anything is loaded."""
         o.at_least(1, seeds=self.seeds)
         o.check_seed(sample_seed=self.sample_seed)
 
@@ -78,7 +77,6 @@ class ResultOptions:
     """New .png, .svg or .pdf file for a plot of the results."""
 
     def __post_init__(self) -> None:
-        """Refuse names and numbers that cannot be used."""
         o.at_least(1, top=self.top)
         o.check_path(out=self.out, plot=self.plot)
         for name, suffixes in (("out", (".csv",)), ("plot", (".png", ".svg", ".pdf"))):
@@ -182,7 +180,6 @@ def train(options: Options, plan: Plan) -> Models | None:
     import tqdm
 
     from jaxmnist.datasets import cache
-    from jaxmnist.datasets.synthetic import add_synthetic
     from jaxmnist.machine import use_cpu_cores
     from jaxmnist.runs import identity, programs, sweep_plan, sweep_run
     from jaxmnist.runs.compile_cache import compile_cache
@@ -195,8 +192,8 @@ def train(options: Options, plan: Plan) -> Models | None:
     with sweep_run.deal(*address) if job.distributed else alone as part_of:
         devices = jax.local_devices(backend=programs.find_device(options.where.device).platform)
         data = o.load(options.data, 0)
-        train_set, tests = programs.hold_out(data.train, data.test, options.training.validation)
-        train_set = add_synthetic(train_set, options.training.synthetic_digits)
+        training = options.training
+        train_set, tests = programs.split(data, training.validation, training.synthetic_digits)
         sweep_run.check_steps(plan, len(train_set.labels))
         head = sweep_plan.header(plan, "drawn digits" if data.drawn else "MNIST", identity_of)
         part = part_of(head)

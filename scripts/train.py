@@ -21,8 +21,6 @@ import _cli as cli
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from _options import WARNING, load
@@ -84,12 +82,13 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     from jaxmnist.runs.compile_cache import compile_cache
     from jaxmnist.runs.directory import find_state
     from jaxmnist.runs.finished import draw_run
+    from jaxmnist.runs.run_logs import describe_epoch
 
     clock, training, where, output = Clock(), options.training, options.where, options.output
     device = programs.find_device(where.device)
     mesh = programs.find_mesh(device, options.devices, training.batch_size)
     data = load(options.data, training.seed)
-    train_set, test_sets = split(data, training.validation, training.synthetic_digits)
+    train_set, test_sets = programs.split(data, training.validation, training.synthetic_digits)
     n = len(train_set.labels)
     steps = programs.count_steps(n, training.batch_size, training.epochs)
     model, tx, train_step, evaluation, key = make_model(options, steps * training.epochs)
@@ -99,9 +98,8 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     group.agree(identity.agreed(config))
     state, step_losses = find_state(directory, config, shapes, steps, output.resume, group)
     if state:
-        lines = [describe(record, training.epochs) for record in directory.logs.records]
-        lines.append(f"Resumed from {output.out} after step {state.step:,}")
-        print(*lines, sep="\n", flush=True)
+        past = [describe_epoch(record, training.epochs) for record in directory.logs.records]
+        print(*past, f"Resumed from {output.out} after step {state.step:,}", sep="\n", flush=True)
     done, chunk = int(state.step) if state else 0, output.chunk(steps)
     epochs = range(done // steps, training.epochs)
     clock.lap("load")
@@ -136,31 +134,18 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     report(options, data, programs.describe_devices(device, mesh), steps, n * len(epochs), clock)
 
 
-def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Any, Any]:
-    """What to train on, with drawn digits added, and what to test on by name."""
-    from jaxmnist.datasets.synthetic import add_synthetic
-    from jaxmnist.runs.programs import hold_out
-
-    train_set, test_sets = hold_out(data.train, data.test, validation)
-    return add_synthetic(train_set, synthetic_digits), test_sets
-
-
 def make_model(options: Options, steps: int) -> tuple[Any, Any, Any, Any, Any]:
     """The model, its optimizer for so many steps, a step, what is evaluated, the steps' key."""
     import jax
 
-    from jaxmnist import MLP, losses, make_metrics, make_objective, make_train_step
-    from jaxmnist.augment import handwriting
     from jaxmnist.optimizers import make_optimizer
+    from jaxmnist.runs.recipe import make_training
 
-    nll, strength = options.model.loss == "nll", options.training.augment
-    loss_fn = losses.nll_loss if nll else losses.cross_entropy
+    model, augment = options.model, options.training.augment or None
     tx = make_optimizer(**dataclasses.asdict(options.optimizer), steps=steps)
-    model = MLP(options.model.hidden, log_probs=nll)
-    augment = partial(handwriting, strength=strength) if strength else None
-    train_step = make_train_step(make_objective(model.apply, loss_fn, augment=augment), tx)
+    mlp, train_step, evaluation = make_training(model.hidden, model.loss, augment, tx)
     key = jax.random.key(options.training.seed) if augment else None  # else nothing asks for it
-    return model, tx, train_step, make_metrics(model.apply, loss_fn), key
+    return mlp, tx, train_step, evaluation, key
 
 
 def run_epochs(
@@ -181,7 +166,7 @@ def run_epochs(
     from jaxmnist.errors import Stopped
     from jaxmnist.runs.programs import check_finite_params
     from jaxmnist.runs.randomness import prefetch
-    from jaxmnist.runs.run_logs import epoch_record
+    from jaxmnist.runs.run_logs import describe_epoch, epoch_record
     from jaxmnist.runs.signals import Signals
 
     output, last, steps, done = options.output, options.training.epochs, len(losses), state.step
@@ -204,7 +189,7 @@ def run_epochs(
                     clock.lap("evaluate")
                     directory.logs.add_record(record)
                     bar.update()
-                    bar.write(describe(record, last))
+                    bar.write(describe_epoch(record, last))
                     sys.stdout.flush()  # also where the output goes into a file
                 signal = group.maximum(signals.number)
                 final = done == last * steps
@@ -217,16 +202,6 @@ def run_epochs(
                     hint = "; --resume continues" if output.out else ""
                     raise Stopped(signal, f"{saved} after step {done:,}{hint}")
     return state
-
-
-def describe(record: Mapping[str, float], epochs: int) -> str:
-    """A line about an epoch; of a validation too, if there is one."""
-    words = [f"Epoch {record['epoch']}/{epochs}   Training loss: {record['train_loss']:.6f}"]
-    for name in ("validation", "test"):
-        if f"{name}_loss" in record:
-            words.append(f"{name} loss: {record[f'{name}_loss']:.6f}")
-            words.append(f"{name} accuracy: {record[f'{name}_accuracy']:.2%}")
-    return "   ".join(words)
 
 
 def report(

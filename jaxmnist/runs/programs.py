@@ -15,6 +15,8 @@ from jaxtyping import PRNGKeyArray
 
 from jaxmnist import parallel
 from jaxmnist.data import Dataset
+from jaxmnist.datasets.load import Data
+from jaxmnist.datasets.synthetic import add_synthetic
 from jaxmnist.errors import JaxmnistError, NonFiniteLossError, UsageError
 from jaxmnist.evaluation import Evaluation, evaluate
 from jaxmnist.machine import check_memory
@@ -148,15 +150,17 @@ def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Devi
         ) from error
 
 
-def hold_out(train: Dataset, test: Dataset, validation: int) -> tuple[Dataset, dict[str, Dataset]]:
-    """What to train on, and what to test on by name, where the last training images validate."""
-    n = len(train.labels) - validation
+def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Dataset, dict[str, Dataset]]:
+    """What to train on, with drawn digits added, and what to test on by name.
+
+    The last `validation` of the training images are held out to validate.
+    """
+    train, n = data.train, len(data.train.labels) - validation
     if n < 1:
         raise UsageError(f"--validation {validation} leaves none of {len(train.labels):,} images")
-    if validation == 0:
-        return train, {"test": test}
-    held_out = Dataset(train.images[n:], train.labels[n:])
-    return Dataset(train.images[:n], train.labels[:n]), {"validation": held_out, "test": test}
+    held_out = {"validation": Dataset(train.images[n:], train.labels[n:])} if validation else {}
+    train = Dataset(train.images[:n], train.labels[:n]) if validation else train
+    return add_synthetic(train, synthetic_digits), {**held_out, "test": data.test}
 
 
 def count_steps(n: int, batch_size: int, epochs: int) -> int:

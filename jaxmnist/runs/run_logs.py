@@ -142,6 +142,16 @@ def epoch_record(
     return record
 
 
+def describe_epoch(record: Mapping[str, float], epochs: int) -> str:
+    """A line about one of the epochs, in the notebook's words; of a validation too, if any."""
+    words = [f"Epoch {record['epoch']}/{epochs}   Training loss: {record['train_loss']:.6f}"]
+    for name in ("validation", "test"):
+        if f"{name}_loss" in record:
+            words.append(f"{name} loss: {record[f'{name}_loss']:.6f}")
+            words.append(f"{name} accuracy: {record[f'{name}_accuracy']:.2%}")
+    return "   ".join(words)
+
+
 @contextlib.contextmanager
 def naming(path: Path, what: str = "written") -> Iterator[None]:
     """An error of the operating system as one line that begins with the file's name."""

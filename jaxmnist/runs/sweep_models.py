@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,19 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxmnist.augment import handwriting
 from jaxmnist.data import Dataset
-from jaxmnist.evaluation import evaluate, make_metrics
-from jaxmnist.losses import cross_entropy, nll_loss
-from jaxmnist.model import MLP
-from jaxmnist.objective import make_objective
+from jaxmnist.evaluation import evaluate
 from jaxmnist.optimizers import make_optimizer
 from jaxmnist.ranking import Rung
+from jaxmnist.runs.recipe import make_training
 from jaxmnist.runs.sweep_file import Models, Row
 from jaxmnist.runs.sweep_plan import Plan, as_text, is_argument, program_key, rank_settings
 from jaxmnist.search import Setting
 from jaxmnist.sweep import Job, Population, Run, run_jobs
-from jaxmnist.training import TrainState, make_train_step, train
+from jaxmnist.training import TrainState, train
 from jaxmnist.types import Metrics
 
 
@@ -99,16 +95,15 @@ def make_run(options: Setting, epochs: int) -> Run:
 
     def run(member: dict[str, Array], data: dict[str, Dataset]) -> Metrics:
         given = options | member
-        nll = given["loss"] == "nll"
-        model, loss_fn = MLP(given["hidden"], log_probs=nll), nll_loss if nll else cross_entropy
         steps = given["epochs"] * -(-len(data["train"].labels) // given["batch_size"])
         names = inspect.signature(make_optimizer).parameters.keys() - {"steps"}
         tx = make_optimizer(**{k: given[k] for k in names}, steps=steps)
         # Of one program all strengths are 0 or none is.
-        augment = partial(handwriting, strength=given["augment"]) if options["augment"] else None
-        key, metrics = jax.random.key(member["seed"]), make_metrics(model.apply, loss_fn)
+        augment = given["augment"] if options["augment"] else None
+        model, train_step, metrics = make_training(given["hidden"], given["loss"], augment, tx)
+        key = jax.random.key(member["seed"])
         params = model.init(key, np.zeros((1, 784), np.float32))
-        used = key if augment else None  # as in scripts/train.py
+        used = None if augment is None else key  # as in scripts/train.py
         state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=used)
 
         def test(state: TrainState) -> Metrics:
@@ -122,7 +117,7 @@ def make_run(options: Setting, epochs: int) -> Run:
             key,
             data["train"],
             state,
-            make_train_step(make_objective(model.apply, loss_fn, augment=augment), tx),
+            train_step,
             epochs=epochs,
             batch_size=given["batch_size"],
             test=test,
