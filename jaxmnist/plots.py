@@ -1,4 +1,4 @@
-"""Plots of losses, accuracies and confusions, as matplotlib figures; saving them is the caller's.
+"""Plots of losses, accuracies and confusions, as matplotlib figures.
 
 matplotlib is the extra "plots", and is imported when a figure is made.
 """
@@ -8,10 +8,13 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from jaxmnist.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,6 +206,18 @@ def time_bars(
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
     return figure
+
+
+def save_figure(figure: "Figure", path: Path, creator: str, *, transparent: bool = False) -> None:
+    """Write the figure into a .png, .pdf or .svg file, which appears whole or not at all.
+
+    The file names its creator, by which `check_output` knows it again.
+    """
+    kind = path.suffix[1:].lower()
+    metadata = {"Software" if kind == "png" else "Creator": creator}
+    with warnings.catch_warnings(), atomic_write(path) as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name may be in any script
+        figure.savefig(file, format=kind, dpi=150, transparent=transparent, metadata=metadata)
 
 
 def to_svg(figure: "Figure", label: str) -> str:

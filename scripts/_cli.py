@@ -46,6 +46,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from _output import CLOSED, Stream
+
 if os.environ.get("NO_COLOR"):
     os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"
 try:
@@ -54,7 +56,6 @@ except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed for this Python; see Install in README.md")
 
 Options = TypeVar("Options")
-CLOSED = "closed"  # before the start: nobody wants that output
 ROOT = Path(__file__).resolve().parent.parent
 # Optional packages, and the extra that brings each.
 EXTRAS = {"jinja2": "plots", "matplotlib": "plots", "tensorboard": "tensorboard"}
@@ -89,8 +90,8 @@ def run(
             os.fstat(number)
             continue
         os.open(os.devnull, os.O_RDWR)
-    stderr = _Stream(sys.stderr, 2)
-    stdout = _Stream(sys.stdout, 1, notices=stderr)
+    stderr = Stream(sys.stderr, 2)
+    stdout = Stream(sys.stdout, 1, notices=stderr)
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
             _run(main, _parse(options_type, description or "", recipes or {}))
@@ -214,55 +215,3 @@ def _names(options: Any) -> Iterator[str]:
             yield from _names(value)
         else:
             yield f"--{name.replace('_', '-')}"
-
-
-class _Stream(io.TextIOBase):
-    """Writes to a stream for as long as that can be written to; `lost` is the reason why not."""
-
-    def __init__(self, stream: Any, number: int, notices: Any = None) -> None:
-        self.lost: str | None = None if stream else CLOSED  # as sys.stdout is after `>&-`
-        self._stream, self._number, self._notices = stream, number, notices
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            reconfigure(errors="backslashreplace")
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The stream's."""
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        """Write, or drop what nobody can read."""
-        return self._try(lambda: self._stream.write(text), len(text))
-
-    def flush(self) -> None:
-        """Flush, if there is what can be flushed."""
-        self._try(lambda: self._stream.flush(), None)
-
-    def fileno(self) -> int:
-        """The stream's file descriptor."""
-        return self._number if self._stream is None else self._stream.fileno()
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return self.lost is None and self._stream.isatty()
-
-    def give_up(self) -> None:
-        """Discard what is still in the buffer of the stream."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
-
-    def _try(self, action: Callable[[], Any], otherwise: Any) -> Any:
-        if self.lost is not None:
-            return otherwise
-        try:
-            return action()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            self.lost = str(error.strerror or error)
-            self.give_up()
-            if self._notices:
-                print(f"Warning: the output is lost: {self.lost}; continuing", file=self._notices)
-            return otherwise

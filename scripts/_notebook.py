@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from _options import DataDirOptions, Flag
-from _tables import markdown
+from _output import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,15 +11,7 @@ is the group's title in `--help`. The names on the command line have no prefix:
         '''File for a plot.'''
 
 `--data-dir` is then `options.data.data_dir`. A script that needs one option more in a group
-inherits from the group. Each group checks itself in `__post_init__`; a wrong value is a UsageError,
-exit code 2.
-
-Groups: DataDirOptions (data_dir), DataOptions (+ dataset), SeededDataOptions (+ seed),
-TrainingOptions (epochs, batch_size, validation), ModelOptions (hidden, loss), OptimizerOptions
-(optimizer, momentum, weight_decay), DeviceOptions (device, compile_cache). For a script's own
-fields: FilePath (a path or None), Weights (the positional WEIGHTS), Flag (True where it is given);
-and for its checks: `wrong`, `at_least`, `check_seed`, `check_path`. `load` loads the data that
-DataOptions name.
+inherits from the group. Each group checks itself; a wrong value is a UsageError, exit code 2.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 from _options import WARNING, Flag, SeededDataOptions, Weights, load
-from _tables import markdown, percent, printable
+from _output import markdown, percent, printable
 
 
 @dataclasses.dataclass(frozen=True)

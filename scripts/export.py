@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from _options import Weights, check_path, wrong
-from _tables import printable
+from _output import printable
 
 Format = Literal["safetensors", "stablehlo", "onnx", "page"]
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from _options import DataDirOptions, check_path, check_seed
-from _tables import printable
+from _options import DataDirOptions, check_path
+from _output import printable
 
 if TYPE_CHECKING:
-    import jax
     import numpy as np
 
     from jaxmnist import Dataset, TrainState
@@ -39,13 +38,10 @@ class Options:
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = cli.ROOT / ".github" / "pictures"
     """Directory for the pictures."""
-    seed: int = 0
-    """The run's seed."""
     data: DataDirOptions = DataDirOptions()
 
     def __post_init__(self) -> None:
         check_path(out=self.out)
-        check_seed(seed=self.seed)
 
 
 def main(options: Options) -> None:
@@ -61,7 +57,7 @@ def main(options: Options) -> None:
     from jaxmnist.predict import evaluate_model
 
     dataset, test = load_mnist(options.data.data_dir)
-    state, metrics = jax.device_get(jax.jit(train_notebook)(options.seed, dataset, test))
+    state, metrics = jax.device_get(jax.jit(train_notebook)(dataset, test))
     names = ("train_loss", "test_loss", "test_accuracy")
     columns = (metrics["loss"].mean(axis=1), metrics["test_loss"], metrics["test_accuracy"])
     rows_of_epochs = zip(*(column.tolist() for column in columns), strict=True)
@@ -70,7 +66,7 @@ def main(options: Options) -> None:
     images, labels = (np.asarray(part) for part in test)
     worst = confident_mistakes(found.probabilities, labels)
     mistakes = mistake_grid(images[worst], found.probabilities[worst], labels[worst])
-    drawn, _ = load_synthetic(options.seed)
+    drawn, _ = load_synthetic()
     rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
     figures = {
         "loss.png": (loss_curve(metrics["loss"], records), 110),
@@ -86,29 +82,19 @@ def main(options: Options) -> None:
     print(f"Note: sketchpad.png is left as it was: {problem}" if problem else "sketchpad.png too")
 
 
-def train_notebook(seed: jax.Array, dataset: Dataset, test: Dataset) -> tuple[TrainState, Metrics]:
+def train_notebook(dataset: Dataset, test: Dataset) -> tuple[TrainState, Metrics]:
     """The notebook's run."""
     import jax
     import optax
 
-    from jaxmnist import (
-        MLP,
-        evaluate,
-        init_state,
-        make_metrics,
-        make_objective,
-        make_train_step,
-        train,
-    )
+    from jaxmnist import evaluate, init_state, train
+    from jaxmnist.runs.recipe import make_training
 
-    model, tx, key = MLP(), optax.sgd(0.003), jax.random.key(seed)
-    metrics = make_metrics(model.apply)
+    key, tx = jax.random.key(0), optax.sgd(0.003)
+    model, train_step, metrics = make_training((128, 64), "cross_entropy", None, tx)
+    state = init_state(key, model, tx)
     return train(
-        key,
-        dataset,
-        init_state(key, model, tx),
-        make_train_step(make_objective(model.apply), tx),
-        test=lambda state: evaluate(metrics, state.params, test),
+        key, dataset, state, train_step, test=lambda state: evaluate(metrics, state.params, test)
     )
 
 

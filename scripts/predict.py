@@ -12,17 +12,16 @@ import _cli as cli
 import contextlib
 import dataclasses
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from _options import FilePath, Flag, Weights, check_path, wrong
-from _tables import printable
+from _output import printable
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
-    import numpy as np
+    pass
 
 BAR = 40  # characters that a probability of 1 takes
 PLOTS = (".png", ".pdf", ".svg")
@@ -60,7 +59,9 @@ def main(options: Options) -> None:
     import jax
     import numpy as np
 
+    from jaxmnist.digit_plots import probability_figure
     from jaxmnist.files import check_output
+    from jaxmnist.plots import save_figure
     from jaxmnist.predict import load_model, predict, read_image
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
@@ -73,7 +74,9 @@ def main(options: Options) -> None:
         images = np.stack([read_image(path) for path in options.images])
     probabilities = np.asarray(predict(model.apply, params, images))
     if options.plot:
-        save_plot(options.plot, images, probabilities, options.images)
+        names = [printable(path.name) for path in options.images]
+        figure = probability_figure(images, probabilities, names)
+        save_figure(figure, options.plot, CREATOR, transparent=True)
     if options.json:
         results = [
             {"image": str(path), "digit": int(row.argmax()), "probabilities": row.tolist()}
@@ -121,22 +124,6 @@ def can_print(text: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
-
-
-def save_plot(
-    plot: Path, images: np.ndarray, probabilities: np.ndarray, paths: Sequence[Path]
-) -> None:
-    """Write the figure; the file appears whole or not at all."""
-    from jaxmnist.digit_plots import probability_figure
-    from jaxmnist.files import atomic_write
-
-    names = [printable(path.name) for path in paths]
-    figure = probability_figure(images, probabilities, names)
-    kind = plot.suffix[1:].lower()
-    metadata = {"Software" if kind == "png" else "Creator": CREATOR}
-    with warnings.catch_warnings(), atomic_write(plot) as file:
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in any script
-        figure.savefig(file, format=kind, dpi=150, transparent=True, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from _options import DataDirOptions, check_path, wrong
-from _tables import printable
+from _output import printable
 
 if TYPE_CHECKING:
     from jaxmnist import Dataset

@@ -23,7 +23,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from _options import WARNING, SeededDataOptions, Weights, at_least, load, wrong
-from _tables import markdown
+from _output import markdown
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
     import numpy as np

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import _options as o
 import tyro
-from _tables import markdown, printable
+from _output import markdown, printable
 from _train_options import RECIPES, ProcessOptions, RateOptions
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def train(options: Options, plan: Plan) -> Models | None:
 
 def show(options: Options, plan: Plan, models: Models) -> None:
     """The best settings, how to train the best one by itself, and the plot."""
-    from jaxmnist.files import atomic_write
+    from jaxmnist.plots import save_figure
     from jaxmnist.runs import sweep_report
     from jaxmnist.runs.sweep_plan import standings
 
@@ -233,10 +233,7 @@ def show(options: Options, plan: Plan, models: Models) -> None:
     words = sweep_report.arguments(plan, places[0][1].setting, groups)
     print(f"The best: {shlex.join(['scripts/train.py', *words])}")
     if plot:
-        figure = sweep_report.figure(plan, models)
-        metadata = {"Software" if plot.suffix == ".png" else "Creator": CREATOR}
-        with atomic_write(plot) as file:
-            figure.savefig(file, format=plot.suffix[1:], dpi=150, metadata=metadata)
+        save_figure(sweep_report.figure(plan, models), plot, CREATOR)
     for path in filter(None, (options.results.out, plot)):
         print(f"Wrote {printable(path)}")
 

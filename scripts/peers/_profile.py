@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import _measure
+from _output import markdown
 from _programs import PROGRAMS, Bench
 from _results import Record, headline, read_laps, spread, spread_text
-from _tables import markdown
 
 # Those whose imports are told in any case; others only if they take more than LARGE seconds.
 PACKAGES = ("jax", "flax", "optax", "numpy", "jaxmnist")

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from _measure import Run
-from _tables import markdown
+from _output import markdown
 
 SIZES, IMAGES = (784, 128, 64, 10), 5 * 60_000
 # What every seed of this training ends in: the mean loss of the fifth epoch, the test accuracy.
