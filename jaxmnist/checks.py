@@ -56,7 +56,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
-    """The images, unless they are integers or look like grey levels that nobody has scaled."""
+    """The images, unless they are integers or look like unscaled grey levels."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images are uint8 grey levels or transformed floats, not {images.dtype}")
     if isinstance(images, jax.core.Tracer):
@@ -132,7 +132,9 @@ def check_names(
     """Raise where a metric has the name of another one, or one that evaluation may give."""
     for name in metrics:
         if name in reserved or name.startswith(prefix):
-            raise ValueError(f"a metric cannot be called {name!r}, which is another one's name")
+            raise ValueError(
+                f"a metric cannot be called {name!r}, which is already the name of another"
+            )
 
 
 def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None:

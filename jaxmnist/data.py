@@ -83,7 +83,7 @@ def batches(
 def on_auto_axes(fn: Callable[..., Any], out_sharding: Any, *args: Any) -> Any:
     """`fn(*args)`, with the sharding left to XLA where arrays lie on a mesh with explicit axes.
 
-    There JAX would want to be told the sharding of each gather and reshape. The result has
+    There JAX would ask for the sharding of each gather and reshape. The result has
     `out_sharding`, a PartitionSpec or a tree of them.
     """
     for mesh in (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)):

@@ -35,7 +35,7 @@ def use_cpu_cores() -> None:
 
 
 def free_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that each of the devices has left, the least of them; None where nothing tells.
+    """Bytes that each of the devices has left, the smallest of them; None if unknown.
 
     CPU devices share what Linux calls available, or the container's limit if that is less.
     """

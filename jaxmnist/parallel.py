@@ -91,7 +91,7 @@ def shard_epoch(
     Args:
         dataset: any pytree of NumPy arrays with the examples first, the same in every process.
         order: the indices that the epoch sees, the same in every process.
-        batch_size: examples a step, on all devices together.
+        batch_size: examples a step, over all devices.
         mesh: one of `make_mesh`.
 
     Returns:
@@ -138,7 +138,7 @@ def make_sharded_epoch(
     """An epoch, `train_epoch(state, batches) -> (state, metrics)`, on the batches of `shard_epoch`.
 
     The metrics are replicated, so that every process can read them, and so is the state, unless
-    `shardings`, for instance of `fsdp_shardings`, say where its leaves are to be.
+    `shardings`, for instance of `fsdp_shardings`, say where its leaves go.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
 

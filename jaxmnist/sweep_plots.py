@@ -39,7 +39,7 @@ def curves_figure(
 
     Args:
         scores: by name, as in `METRICS`; losses in nats.
-        diverged: which to leave out; the legend tells how many.
+        diverged: which to leave out; the legend says how many.
         labels: what the legend calls each setting.
     """
     from matplotlib import colormaps
@@ -82,7 +82,7 @@ def effects_figure(
     """What each option does to an accuracy: a panel an option, a dot a setting's mean over seeds.
 
     Settings with a seed that has diverged are crosses at the bottom. What is far below the median
-    stands at the bottom too, as a triangle, so that the good ones can be told apart.
+    stands at the bottom too, as a triangle, so that the good ones can be distinguished.
 
     Args:
         settings: the value of each option; those with a single value get no panel.

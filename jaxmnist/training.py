@@ -26,7 +26,7 @@ from jaxmnist.types import AnyArray, Examples, Metrics, Model, Objective, Optimi
 
 _STEP = zlib.crc32(b"step")
 _value_and_grad = partial(jax.value_and_grad, has_aux=True)
-State = TypeVar("State")  # a TrainState, or what a step of one's own carries
+State = TypeVar("State")  # a TrainState, or what your own step carries
 Remainder = Literal["pad", "short", "drop"]
 TrainStep = Callable[..., tuple[State, Metrics]]  # (state, batch, [where]) -> (state, metrics)
 TrainEpoch = Callable[[State, Examples, Int[AnyArray, " n"]], tuple[State, Metrics]]

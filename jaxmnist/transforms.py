@@ -58,7 +58,7 @@ def preprocess(
 
     Raises:
         TypeError: the images are other integers.
-        ValueError: floats that reach beyond 32 are grey levels that nobody has scaled; in a
+        ValueError: floats that reach beyond 32 are unscaled grey levels; in a
             compiled program they give NaN.
 
     >>> preprocess(np.array([[[0, 255]]], np.uint8))

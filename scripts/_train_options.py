@@ -86,7 +86,7 @@ class ProcessOptions:
         if not self.distributed:
             o.wrong("--coordinator, --processes and --process-id need --distributed")
         if self.coordinator is None or self.processes is None or self.process_id is None:
-            o.wrong("--coordinator, --processes and --process-id are needed together")
+            o.wrong("--coordinator, --processes and --process-id need one another")
         from jaxmnist.runs.coordinator import check_address
 
         check_address(self.coordinator, self.processes, self.process_id)

@@ -31,7 +31,7 @@ from _results import Record, summarize, summarize_embedded, text
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options. All programs together take about two minutes a turn on two CPU cores."""
+    """The options. All programs take about two minutes a turn on two CPU cores."""
 
     runs: int = 7
     """How often each program is timed, after one run that warms up."""

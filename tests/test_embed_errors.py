@@ -273,7 +273,7 @@ def test_names_of_metrics_that_are_taken(toy, jit):
             log=lambda state, grads, updates: dict.fromkeys(names, 2.0),
         )
 
-    message = "a metric cannot be called 'loss', which is another one's name"
+    message = "a metric cannot be called 'loss', which is already the name of another"
     with pytest.raises(ValueError, match=message):
         run(with_metrics(loss=0.0))
     with pytest.raises(ValueError, match=message):

@@ -155,7 +155,7 @@ class Writer:
         self._thread.submit(self._write)
 
     def wait(self) -> None:
-        """Wait until what was to be saved is saved, or `problem` tells why not."""
+        """Wait until the last save has ended; `problem` says why it failed."""
         self._thread.submit(lambda: None).result()
 
     def _write(self) -> None:
@@ -200,7 +200,7 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
 
 def _step(state: Any, step: int | None) -> int:
     if step is None and not hasattr(state, "step"):
-        raise TypeError("this state has no step of its own: give one, save(..., step=...)")
+        raise TypeError("this state has no step: give one, save(..., step=...)")
     return int(state.step if step is None else step)
 
 

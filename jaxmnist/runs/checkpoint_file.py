@@ -123,7 +123,7 @@ def _read_header(file: BinaryIO) -> tuple[bytes, bytes, bytes, int]:
     """The header's length, the header, the checksum in it, and the size of the data behind it.
 
     Raises one of _BAD_HEADER where it is none. What it claims is compared with the file's size, so
-    that nobody takes memory for what is not there.
+    that no memory is taken for what is not there.
     """
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from jaxmnist.errors import JaxmnistError, UsageError
 
-# Run as a child: reads what XLA and Gloo write, and tells in a line if one of them has ended us.
+# Run as a child: reads what XLA and Gloo write, and says in a line if one of them has ended us.
 _NATIVE_STDERR = """
 import sys
 lines = sys.stdin.buffer.read().decode(errors="replace").splitlines()
@@ -39,7 +39,7 @@ def check_address(coordinator: str, processes: int, process_id: int) -> None:
 
 
 def check_host(coordinator: str, *, first: bool) -> None:
-    """Raise a JaxmnistError where nobody can be reached there, or the port is taken already."""
+    """Raise a JaxmnistError where no process can be reached there, or the port is in use."""
     host, _, port = coordinator.rpartition(":")
     host = host.strip("[]")
     try:

@@ -32,7 +32,7 @@ class RunDirectory:
         path: created if missing. One that holds files, but no run's, is a UsageError.
         warn: is called with a line that the user should see.
         keep: how many checkpoints stay.
-        events: TensorBoard's log, if one is to be written.
+        events: TensorBoard's log, if one is written.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RunDirectory:
         """Compare the config with that of the run in the directory; its newest good checkpoint.
 
         Args:
-            config: what `identity` knows, and whatever else is to be recorded.
+            config: what `identity` knows, and anything else to record.
             like: the state, see `checkpoint.load`.
             resume: whether a run that already exists may continue.
 
@@ -119,7 +119,7 @@ class RunDirectory:
     def finish(self, params: Any) -> None:
         """Write the weights; here a failure is an error."""
         self._writer.wait()  # or else it would depend on who is first whether it finds a directory
-        self.path.mkdir(parents=True, exist_ok=True)  # where somebody has removed it meanwhile
+        self.path.mkdir(parents=True, exist_ok=True)  # in case it was removed during training
         save_weights(self.path / "weights.safetensors", params)
         self._write_config()
         self.logs.finish()
@@ -188,7 +188,7 @@ class NoDirectory(contextlib.nullcontext):
         self.records: tuple[dict[str, float], ...] = ()
 
     def begin(self, *_: Any, **__: Any) -> None:
-        """Nothing to go on from."""
+        """Nothing to continue from."""
 
     add_steps = add_record = save = settle = finish = begin
 
@@ -201,13 +201,13 @@ def find_state(
     resume: bool,
     group: OneProcess,
 ) -> tuple[Any, np.ndarray]:
-    """The state to go on from, or None, and the losses of the steps of its epoch so far.
+    """The state to continue from, or None, and the losses of the steps of its epoch so far.
 
     The first process of the group reads them, and all get them.
 
     Args:
         directory: the run's; it begins here, see `RunDirectory.begin`.
-        config: what is to be recorded of the run.
+        config: what is recorded of the run.
         shapes: the state, with shapes and dtypes for arrays.
         steps: how many an epoch has.
         resume: whether a run that already exists may continue.

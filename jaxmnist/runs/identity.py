@@ -1,7 +1,7 @@
 """What makes a run this run and no other: all that changes its numbers, and nothing else.
 
 Paths, spelling, devices, and what is written where do not belong to it. Two runs of one identity
-end in the same bits on one kind of device, so that a run can go on where another has stopped.
+end in the same bits on one kind of device, so that a run can continue where another has stopped.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Neither needs the other's file, and after an OSError each can be written on. We use TensorBoard's
 record writer and not its SummaryWriter, since that queues in a thread, which hides a full disk and
-leaves points that are missing, or there twice, when a run was killed and goes on.
+leaves points that are missing, or there twice, when a run was killed and resumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LINE = re.compile(rb'\{"step": (\d{1,15}), "loss": (-?\d+(?:\.\d+)?(?:e[+-]\d\d
 class StepLog:
     """`steps.jsonl`, the loss of every step: a line each, `{"step": 1, "loss": 2.3052788}`.
 
-    It is appended to and, when a run goes on from a checkpoint, cut back to that one's step.
+    It is appended to and, when a run continues from a checkpoint, cut back to its step.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +94,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[int, float, int]]:
 
 
 class EventLog:
-    """TensorBoard's event file, rebuilt from the other logs when a run begins or goes on.
+    """TensorBoard's event file, rebuilt from the other logs when a run begins or is resumed.
 
     So however the run was stopped before, no point is missing and none is there twice.
     """
@@ -167,7 +167,7 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         writer, self._writer = self._writer, None
-        with contextlib.suppress(OSError):  # of what is told already
+        with contextlib.suppress(OSError):  # of what is reported already
             if writer:
                 writer.close()
 

@@ -1,4 +1,4 @@
-"""The processes of a job, which train together by JAX's own distributed runtime."""
+"""The processes of a job, which train as one by JAX's own distributed runtime."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def _initialize(
     except RuntimeError as error:
         reason = str(error).partition("\n")[0][:200]
         raise JaxmnistError(
-            f"--distributed: {reason}; has every process a --process-id of its own, and is nothing "
-            f"else at {coordinator or 'the coordinator'}?"
+            f"--distributed: {reason}; does every process have its own --process-id, and is "
+            f"nothing else at {coordinator or 'the coordinator'}?"
         ) from error
     finally:
         timer.cancel()
@@ -164,5 +164,7 @@ def _is_first() -> bool:
     first = jax.process_index() == 0
     if not first:
         with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)  # not only Python's: Gloo tells there that it is connected
+            os.dup2(
+                nowhere.fileno(), 1
+            )  # not only Python's: Gloo prints there that it is connected
     return first

@@ -41,7 +41,7 @@ class Programs:
         shapes: the state, with shapes and dtypes for arrays.
         train_set: what the orders index.
         test_sets: what is evaluated on, by name.
-        batch_size: examples in a step, on all devices together.
+        batch_size: examples in a step, over all devices.
         sizes: the lengths of the orders, or of the parts of orders, that are trained on.
         device: where to train, if there is no mesh.
         mesh: the devices that share each batch.

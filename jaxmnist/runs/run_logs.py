@@ -1,4 +1,4 @@
-"""The logs of a run together: metrics.jsonl, steps.jsonl and, if asked for, TensorBoard's.
+"""All logs of a run: metrics.jsonl, steps.jsonl and, if asked for, TensorBoard's.
 
 During training, what cannot be written is reported and written later; at the end it is an error.
 """
@@ -26,7 +26,7 @@ class RunLogs:
     Args:
         directory: the run's.
         warn: is called with a line that the user should see.
-        events: TensorBoard's log, if one is to be written.
+        events: TensorBoard's log, if one is written.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RunLogs:
             self._failing.discard(what)
         elif what not in self._failing:
             self._failing.add(what)
-            self._warn(f"training goes on, but {problem}")
+            self._warn(f"training continues, but {problem}")
 
     def finish(self) -> None:
         """Write what is left to be written; here a failure is an OSError."""

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     @property
     def ranked_by(self) -> str:
-        """The column that tells which setting is best."""
+        """The column by which settings are ranked."""
         return "validation_accuracy" if self.options["validation"] else "test_accuracy"
 
     @property

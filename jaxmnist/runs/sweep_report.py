@@ -1,4 +1,4 @@
-"""What a finished sweep tells: its table of settings, the command for the best, its figure."""
+"""The results of a finished sweep: its table of settings, the command for the best, its figure."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Standings = Sequence[tuple[Rung, Rank]]
-MAX_CURVES = 12  # settings whose curves can be told apart
+MAX_CURVES = 12  # settings whose curves can be distinguished
 
 
 def table(plan: Plan, models: Models, places: Standings) -> list[list[str]]:

@@ -51,7 +51,7 @@ def deal(
     stdout = os.dup(1)
     try:
         with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)  # Gloo tells there that it is connected
+            os.dup2(nowhere.fileno(), 1)  # Gloo prints there that it is connected
         with join(coordinator, processes, process_id, timeout) as group:
 
             def part_of(header: Mapping[str, Any]) -> Part:
@@ -73,7 +73,7 @@ def open_results(
     Args:
         plan: the sweep.
         header: what identifies it.
-        out: the file; a part has one of its own beside it.
+        out: the file; a part has its own file next to it.
         part: which part it is.
         resume: continue the file if it exists.
 

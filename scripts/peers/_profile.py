@@ -14,7 +14,7 @@ from _output import markdown
 from _programs import PROGRAMS, Bench
 from _results import Record, headline, read_laps, spread, spread_text
 
-# Those whose imports are told in any case; others only if they take more than LARGE seconds.
+# Those whose imports are always reported; others only if they take more than LARGE seconds.
 PACKAGES = ("jax", "flax", "optax", "numpy", "jaxmnist")
 LARGE = 0.05
 

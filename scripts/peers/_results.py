@@ -93,7 +93,7 @@ def summarize_embedded(label: str, record: Record) -> dict[str, Any]:
 
 
 def read_result(stdout: str) -> dict[str, float]:
-    """What a program tells of its training, in JSON or in the words of scripts/train.py."""
+    """What a program reports of its training, in JSON or in the words of scripts/train.py."""
     lines = stdout.splitlines()
     if lines and lines[-1].startswith("{"):
         return json.loads(lines[-1])

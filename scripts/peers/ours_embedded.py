@@ -1,4 +1,4 @@
-"""jaxmnist inside a program of one's own: a loop of single steps, and many models at once.
+"""jaxmnist inside your own program: a loop of single steps, and many models at once.
 
 Both are timed against the scanned epoch of one model, after compiling, and must train the same. So
 are the epoch's matmuls with nothing around them: the rest of its time is all that code could save.

@@ -74,7 +74,7 @@ def stop_on_full_disk() -> contextlib.AbstractContextManager[None]:
 SAVED, LINES, TABLE = "out/checkpoint-*", "out/metrics*", "mnist/t10k-images-idx3-ubyte.gz"
 EINTR, EFBIG = "EINTR: a signal each ms", "EFBIG: a real limit"
 CASES = [
-    Case("save", "a checkpoint", Fault("os.fsync", f"*/{SAVED}", EIO, count=1), 0, "goes on"),
+    Case("save", "a checkpoint", Fault("os.fsync", f"*/{SAVED}", EIO, count=1), 0, "continues"),
     Case("save", "checkpoints after one", Fault("write", SAVED, ENOSPC, 1), 1, "No space left"),
     Case("save", "checkpoints after one", Fault("open", SAVED, EACCES, 1), 1, "Permission denied"),
     Case("save", "checkpoints", Fault("os.replace", SAVED, EROFS), 1, "Read-only"),
