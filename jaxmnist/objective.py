@@ -81,7 +81,8 @@ def as_scalar(objective: Objective) -> ScalarObjective:
         with jax.named_scope("objective"):
             result = objective(params, batch, **named)
         parts = result if isinstance(result, tuple) and 1 <= len(result) <= 3 else (result,)
-        loss, metrics, next_state = (*parts, *({}, model_state)[len(parts) - 1 :])
+        filled: tuple[Any, ...] = (*parts, *({}, model_state)[len(parts) - 1 :])
+        loss, metrics, next_state = filled
         check_loss(loss, metrics, num_examples(batch), where is not None and "where" not in named)
         loss = jnp.mean(loss, where=where) if jnp.ndim(loss) else loss
         return loss, (metrics, next_state)

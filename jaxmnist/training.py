@@ -107,8 +107,7 @@ def make_train_step(
     >>> float(metrics["loss"]), float(state.params)
     (5.0, 2.0)
     """
-    scalar = as_scalar(objective)
-    update = optax.with_extra_args_support(tx).update
+    scalar, update = as_scalar(objective), optax.with_extra_args_support(tx).update
 
     def train_step(
         state: TrainState, batch: Examples, where: Bool[AnyArray, " n"] | None = None
