@@ -200,6 +200,27 @@ def test_processes_share_the_models_and_outlive_each_other(undisturbed, tmp_path
     assert "Gloo" not in printed
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--grid", "hidden=8"], "--grid"), (["--batch-size", "500"], "--batch-size")],
+)
+def test_processes_agree_before_they_train(tmp_path, options, named):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    job = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", "2"]
+    common = [*QUICK[:2], "--grid", "learning_rate=0.1", "--out", tmp_path / "x.csv", *job]
+    jobs = [
+        start(*common, "--timeout", 300, "--process-id", i, *(options if i else [])) for i in (0, 1)
+    ]
+    for process in jobs:
+        _, stderr = process.communicate()
+        (line,) = stderr.splitlines()
+        assert process.returncode == 2, line
+        assert f"different values of {named}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_halving(tmp_path):
     out = tmp_path / "out.csv"
     options = [*QUICK[:-1], "4", "--sample", "8", "learning_rate=log:1e-3:1", "--halving", "2"]

@@ -114,7 +114,10 @@ def header(plan: Plan, data: str, environment: Setting) -> Setting:
         "ends": [rung.epochs for rung in plan.rungs],
         "rungs": [rung.settings for rung in plan.rungs],
         "settings": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-        "options": {k: as_text(v) for k, v in plan.options.items() if k not in texts[0]},
+        "options": {
+            name: "swept" if name in texts[0] else as_text(value)
+            for name, value in plan.options.items()
+        },
         "data": data,
         "part": None,  # which, from 1, of how many, in the file of a part
         **environment,
@@ -128,7 +131,8 @@ def plan_of(results: Results, groups: Sequence[Any]) -> Plan:
     first = [results.models[model][0] for model in range(0, head["models"], seeds)]
     settings = [{name: parse_option(kinds, name, row[name]) for name in names} for row in first]
     rungs = [Rung(*pair) for pair in zip(head["rungs"], head["ends"], strict=True)]
-    options = {name: parse_option(kinds, name, text) for name, text in head["options"].items()}
+    fixed = {name: text for name, text in head["options"].items() if name not in names}
+    options = {name: parse_option(kinds, name, text) for name, text in fixed.items()}
     return Plan(options, settings, seeds, rungs)
 
 

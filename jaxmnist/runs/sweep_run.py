@@ -55,7 +55,10 @@ def deal(
         with join(coordinator, processes, process_id, timeout) as group:
 
             def part_of(header: Mapping[str, Any]) -> Part:
-                group.agree(dict(header))
+                names = {"settings": "grid", "data": "dataset"}  # as the options are called
+                told = {names.get(name, name): value for name, value in header.items()}
+                del told["versions"]
+                group.agree(told.pop("options") | told)
                 return jax.process_index() + 1, jax.process_count()
 
             yield part_of
