@@ -120,12 +120,12 @@ def check(options: Options) -> None:
     """Refuse options that exclude each other."""
     if bool(options.results.merge) == bool(options.search.grid or options.search.sample):
         o.wrong("name the settings by --grid or --sample, or the files by --merge")
-    parts, together = options.results.part != "1/1", options.processes.distributed
-    if parts and together:
+    parts, distributed = options.results.part != "1/1", options.processes.distributed
+    if parts and distributed:
         o.wrong("--distributed makes the parts by itself, so it takes no --part")
-    if options.search.halving is not None and (parts or together):
+    if options.search.halving is not None and (parts or distributed):
         o.wrong("--halving compares all models, so it takes no --part and no --distributed")
-    if together and not options.results.out:
+    if distributed and not options.results.out:
         o.wrong("--distributed needs an --out that all processes can write to")
 
 

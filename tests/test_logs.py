@@ -122,7 +122,7 @@ def scalars(directory):
 
 
 def points(directory):
-    """How many scalars there are in all files, for readers that do not know of starting anew."""
+    """How many scalars there are in all files, for readers that do not know of a new start."""
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     files = directory.glob("*tfevents*")
     events = [event for path in files for event in loader.EventFileLoader(str(path)).Load()]
@@ -165,7 +165,7 @@ def test_tensorboard_reads_every_point_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_events_that_could_not_be_written_are_made_anew(tmp_path):
+def test_events_that_could_not_be_written_are_written_again(tmp_path):
     pytest.importorskip("tensorboard")
     losses = np.linspace(2.3, 0.4, 300, dtype=np.float32)
     entries = list(zip(range(1, 301), losses.tolist(), strict=True))

@@ -162,7 +162,7 @@ def test_a_batch_smaller_than_the_mesh():
     assert stderr == "train.py: error: --batch-size 2 is below the 3 devices\n"
 
 
-def together(*options: object, numbers: tuple[int, ...] = (0, 1)) -> list[subprocess.Popen]:
+def start_job(*options: object, numbers: tuple[int, ...] = (0, 1)) -> list[subprocess.Popen]:
     """Those of two processes of scripts/train.py that have these numbers."""
     common = (TRAIN, "--dataset", "synthetic", "--batch-size", 600, "--distributed", *options)
     rendezvous = ("--coordinator", f"localhost:{free_port()}", "--processes", 2)
@@ -185,7 +185,7 @@ def test_train_script_on_devices_and_processes(script, tmp_path):
     options = ("--epochs", 2)
     _, alone, _ = script("train.py", "--dataset", "synthetic", "--batch-size", 600, *options)
     out = tmp_path / "out"
-    first, second = finish(*together(*options, "--out", out))
+    first, second = finish(*start_job(*options, "--out", out))
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert_close(first[1], alone)
     assert second[1] == ""
@@ -203,7 +203,7 @@ def test_train_script_on_devices_and_processes(script, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_a_worker_dies_the_others_end(victim):
-    processes = together("--epochs", 100_000)
+    processes = start_job("--epochs", 100_000)
     survivor = processes[1 - victim]
     first_line = processes[0].stdout.readline()
     assert first_line.startswith("Data: "), first_line
@@ -220,7 +220,7 @@ def test_when_a_worker_dies_the_others_end(victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("present", [0, 1])
 def test_a_worker_that_never_arrives(present):
-    ((code, stdout, stderr),) = finish(*together("--timeout", 10, numbers=(present,)))
+    ((code, stdout, stderr),) = finish(*start_job("--timeout", 10, numbers=(present,)))
     assert code == 1
     assert stdout == ""
     assert "the other processes did not start within 10 s" in stderr

@@ -4,15 +4,18 @@ A cache is a convenience: where it is absent, damaged or not writable, everythin
 slower. So `load` returns None and `store` returns the reason instead of raising.
 """
 
+import math
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 
-from jaxmnist.datasets.npz import Spec, read_npz
 from jaxmnist.files import atomic_write
+
+Spec = tuple[tuple[int, ...], str]  # an array's shape and dtype
 
 # Nothing can be made below it, not even by root.
 _NOWHERE = Path(os.devnull, "no-home-directory")
@@ -70,6 +73,41 @@ def store(name: str, arrays: Mapping[str, np.ndarray], made_from: str) -> str | 
             return "no home directory is known; name a directory with JAXMNIST_CACHE_DIR"
         return f"{path.parent}: {error.strerror or error}"
     return None
+
+
+def read_npz(path: Path, specs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+    """The arrays of these names, each of which must have its shape and dtype.
+
+    Each array's header is compared with its spec before its data is read, and no more than that is
+    read, whatever the file claims or would decompress to. Pickled objects are refused, so no code
+    in a file is ever run, and zipfile verifies each array's CRC-32, so a flipped byte is seen.
+
+    Raises:
+        Exception: the file cannot be read or holds something else; zipfile, zlib and NumPy raise
+            a dozen kinds of error for that.
+    """
+    total = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in specs.values())
+    if path.stat().st_size > total + 100_000:  # or its table of contents could be long
+        raise ValueError("larger than what it should hold")
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        return {name: _read_array(archive, name, *spec) for name, spec in specs.items()}
+
+
+def _read_array(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    entry = f"{name}.npy"
+    with archive.open(entry) as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{name} has a header of an unknown version")
+        found = np.lib.format.read_array_header_1_0(member)
+        if found != (shape, False, np.dtype(dtype)):
+            raise ValueError(f"{name} is {found[2]}{list(found[0])}, not {dtype}{list(shape)}")
+    with archive.open(entry) as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):  # reading to the end compares the CRC-32
+            raise ValueError(f"{name} holds more than its header says")
+    return array
 
 
 def _label(text: str) -> np.ndarray:

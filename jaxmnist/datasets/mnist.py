@@ -15,7 +15,6 @@ import numpy as np
 from jaxmnist.data import Dataset
 from jaxmnist.datasets import cache, download, tfds
 from jaxmnist.datasets.idx import FILES, find_idx, parse_idx, read_idx
-from jaxmnist.datasets.npz import read_npz
 from jaxmnist.errors import DataError, DataNotFoundError, UsageError
 
 Arrays = Mapping[str, np.ndarray]
@@ -142,7 +141,7 @@ def _from_keras(path: Path) -> Mnist | None:
     def parse() -> Arrays:
         specs = dict(zip(_KERAS_NAMES, _SPECS.values(), strict=True))
         try:
-            return dict(zip(FILES, read_npz(path, specs).values(), strict=True))
+            return dict(zip(FILES, cache.read_npz(path, specs).values(), strict=True))
         except Exception as error:  # zipfile and NumPy raise a dozen kinds of error
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(f"{path}: not Keras's mnist.npz, or damaged ({reason})") from error

@@ -22,13 +22,15 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
 from jaxmnist.data import Dataset
 from jaxmnist.datasets import cache
-from jaxmnist.datasets.npz import Spec
 from jaxmnist.datasets.skeletons import POINTS, skeletons
 
 _ADDED_SEED = 2**32 - 1
 _CHUNK = 500  # images drawn at a time, which bounds the memory to a few tens of MB
 _VERSION = 2  # of the digits or of how they are cached: another one is another cache entry
-_SPECS: dict[str, Spec] = {"images": ((70_000, 28, 28), "uint8"), "labels": ((70_000,), "int32")}
+_SPECS: dict[str, cache.Spec] = {
+    "images": ((70_000, 28, 28), "uint8"),
+    "labels": ((70_000,), "int32"),
+}
 
 
 def _matmul(a: Array | np.ndarray, b: Array) -> Array:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 # Ctrl-C, a cluster's or a container's request to end, Slurm's --signal=USR1, a closed terminal.
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
@@ -27,17 +27,10 @@ class Signals:
         self._numbers = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
 
     def __enter__(self) -> "Signals":
-        """Take the signals over."""
         self._before = [signal.signal(number, self._handle) for number in self._numbers]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """Give the signals back."""
+    def __exit__(self, *error: object) -> None:
         for number, handler in zip(self._numbers, self._before, strict=True):
             signal.signal(number, handler)
 
