@@ -119,13 +119,24 @@ def init_params(generator: TorchGenerator, sizes: Sequence[int] = (784, 128, 64,
 
 
 def loader_order(
-    generator: TorchGenerator, n: int, legacy: bool = False
+    generator: TorchGenerator, n: int, legacy: bool = False, *, workers_persist: bool = False
 ) -> Int32[np.ndarray, " n"]:
     """The order in which one pass over `DataLoader(shuffle=True)` visits its `n` examples.
 
     The loader takes a seed for its workers, then its sampler one for a generator of its own
     (dataloader.py and sampler.py in torch/utils/data). Before PyTorch 1.6, which is `legacy`, the
-    sampler took none and shuffled with the global generator.
+    sampler took none and shuffled with the global generator. With `persistent_workers=True` only
+    the first pass takes a seed for the workers: set `workers_persist` for the later ones.
+
+    What else a script does takes numbers too: a look at one batch, `next(iter(loader))`, those of a
+    whole pass; a pass over a loader that is not shuffled, those of `pass_in_order`; and
+    `random_split` those of `generator.randperm(n)`, whose first indices are the first part.
     """
-    generator.u64()
+    if not workers_persist:
+        generator.u64()
     return (generator if legacy else TorchGenerator(generator.u64())).randperm(n)
+
+
+def pass_in_order(generator: TorchGenerator) -> None:
+    """Take what one pass over `DataLoader(shuffle=False)` does, as over a test set: one seed."""
+    generator.u64()

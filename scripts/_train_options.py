@@ -20,7 +20,9 @@ class RunOptions(o.TrainingOptions):
     """Seed of the initial weights, the shuffling and any drawn digits."""
     torch_seed: o.OptionalInt = None
     """Initial weights and shuffling of a PyTorch script that calls torch.manual_seed with this,
-    makes the model and then iterates over one shuffled DataLoader, and nothing else."""
+    makes the model and then iterates over one shuffled DataLoader in each epoch."""
+    torch_test_loader: o.Flag = False
+    """With --torch-seed: after each epoch the script iterates over a test loader too."""
     torch_order: Literal["modern", "legacy"] = "modern"
     """With --torch-seed: shuffle as PyTorch's DataLoader since 1.6, or as before (legacy)."""
     init: o.FilePath = None
@@ -30,8 +32,8 @@ class RunOptions(o.TrainingOptions):
         super().__post_init__()
         o.check_seed(seed=self.seed)
         o.check_path(init=self.init)
-        if self.torch_seed is None and self.torch_order == "legacy":
-            o.wrong("--torch-order is PyTorch's; it needs a --torch-seed")
+        if self.torch_seed is None and (self.torch_order == "legacy" or self.torch_test_loader):
+            o.wrong("--torch-order and --torch-test-loader are PyTorch's; they need a --torch-seed")
         if self.torch_seed is not None and not -(2**63) <= self.torch_seed < 2**64:
             o.wrong(f"--torch-seed must be in [-2**63, 2**64), not {self.torch_seed}")
 

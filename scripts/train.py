@@ -117,7 +117,13 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
             mesh=mesh,
         )
         params, orders = randomness.first_params_and_orders(
-            model, n, epochs, training.seed, training.torch_seed, training.torch_order
+            model,
+            n,
+            epochs,
+            training.seed,
+            training.torch_seed,
+            training.torch_order,
+            training.torch_test_loader,
         )
         if training.init and state is None:
             params = randomness.load_params(training.init, params)

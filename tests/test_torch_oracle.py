@@ -15,6 +15,7 @@ import pytest
 from jaxmnist import MLP, evaluate, make_metrics, make_objective, make_train_epoch, make_train_step
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError
+from jaxmnist.runs.randomness import torch_orders
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 from jaxmnist.training import TrainState
 from jaxmnist.transforms import normalize, to_tensor
@@ -73,6 +74,54 @@ def test_models_and_three_epochs_of_a_loader(seed):
         visited = torch.cat(list(loader)).numpy()
         np.testing.assert_array_equal(loader_order(generator, n), visited)
     assert_initial(torch_mlp(log_probs=True), init_params(generator))
+
+
+def visited(loader):
+    return [int(index) for (batch,) in loader for index in batch]
+
+
+def seeded_loader(n, seed=3, **options):
+    """The numbers to n, and a loader that shuffles them."""
+    torch.manual_seed(seed)
+    data = torch.utils.data.TensorDataset(torch.arange(n))
+    return data, torch.utils.data.DataLoader(data, 64, shuffle=True, **options)
+
+
+def test_a_test_loader_in_each_epoch():
+    _, loader = seeded_loader(100)
+    test = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(9)))
+    generator, expected = TorchGenerator(3), []
+    for _ in range(3):
+        expected.append(visited(loader))
+        visited(test)
+    orders = torch_orders(generator, 100, range(3), tests=True)
+    assert [order.tolist() for _, order in orders] == expected
+
+
+def test_a_look_at_a_batch():
+    _, loader = seeded_loader(100)
+    next(iter(loader))
+    generator = TorchGenerator(3)
+    loader_order(generator, 100)
+    assert loader_order(generator, 100).tolist() == visited(loader)
+
+
+def test_a_random_split():
+    data, _ = seeded_loader(100)
+    train, _ = torch.utils.data.random_split(data, [80, 20])
+    loader = torch.utils.data.DataLoader(train, 64, shuffle=True)
+    generator = TorchGenerator(3)
+    chosen = generator.randperm(100)[:80]
+    order = loader_order(generator, 80)
+    assert chosen[order].tolist() == visited(loader)
+
+
+def test_persistent_workers():
+    _, loader = seeded_loader(100, num_workers=1, persistent_workers=True)
+    generator = TorchGenerator(3)
+    for epoch in range(3):
+        order = loader_order(generator, 100, workers_persist=epoch > 0)
+        assert order.tolist() == visited(loader)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

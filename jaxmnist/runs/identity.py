@@ -18,12 +18,12 @@ from jaxmnist.weights import load_weights
 # The options of scripts/train.py that change numbers, as config.json has them.
 _OPTIONS = (
     *("batch_size", "learning_rate", "momentum", "optimizer", "weight_decay", "hidden"),
-    *("loss", "torch_seed", "torch_order", "validation"),
+    *("loss", "torch_seed", "torch_order", "torch_test_loader", "validation"),
     *("schedule", "warmup", "augment", "synthetic_digits"),
 )
 # What they were in versions that did not have them.
 _EARLIER = {
-    **{"weight_decay": None, "validation": 0},
+    **{"weight_decay": None, "validation": 0, "torch_test_loader": False},
     **{"schedule": "constant", "warmup": 0.0, "augment": 0.0, "synthetic_digits": 0},
 }
 # JAX's flags that change random numbers or rounding, and what they are by default.

@@ -40,13 +40,15 @@ def first_params_and_orders(
     seed: int,
     torch_seed: int | None = None,
     torch_order: Literal["modern", "legacy"] = "modern",
+    torch_test_loader: bool = False,
 ) -> tuple[Any, Orders]:
     """Both from JAX's key for `seed`, or from PyTorch's stream after `manual_seed(torch_seed)`."""
     if torch_seed is None:
         return init_params(model, seed), key_orders(seed, n, epochs)
     generator = torch_compat.TorchGenerator(torch_seed)
     params = torch_compat.init_params(generator, (784, *model.hidden, model.classes))
-    return params, torch_orders(generator, n, epochs, legacy=torch_order == "legacy")
+    legacy = torch_order == "legacy"
+    return params, torch_orders(generator, n, epochs, legacy=legacy, tests=torch_test_loader)
 
 
 def load_params(path: Path, shapes: Any) -> Any:
@@ -69,11 +71,21 @@ def key_orders(seed: int, n: int, epochs: range) -> Orders:
 
 
 def torch_orders(
-    generator: torch_compat.TorchGenerator, n: int, epochs: range, *, legacy: bool = False
+    generator: torch_compat.TorchGenerator,
+    n: int,
+    epochs: range,
+    *,
+    legacy: bool = False,
+    tests: bool = False,
 ) -> Orders:
-    """The orders of these epochs that PyTorch's DataLoader takes from this stream."""
+    """The orders of these epochs that PyTorch's DataLoader takes from this stream.
+
+    With `tests` the script also iterates over a test loader, not shuffled, after each epoch.
+    """
     for epoch in range(epochs.stop):
         order = torch_compat.loader_order(generator, n, legacy=legacy)
+        if tests:
+            torch_compat.pass_in_order(generator)
         if epoch in epochs:
             yield epoch, order
 
