@@ -84,7 +84,7 @@ def make_train_step(
 ) -> TrainStep[TrainState]:
     """The training step, `train_step(state, batch) -> (state, metrics)`: pure, to be jitted by you.
 
-    Nothing is donated: to reuse the old state's memory, say `jax.jit(train_step, donate_argnums=0)`.
+    Nothing is donated: to reuse the old state's memory, `jax.jit(train_step, donate_argnums=0)`.
 
     Args:
         objective: `objective(params, batch)` gives `loss`, `(loss, metrics)` or `(loss, metrics,

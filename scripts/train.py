@@ -116,15 +116,8 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
             device=device,
             mesh=mesh,
         )
-        params, orders = randomness.first_params_and_orders(
-            model,
-            n,
-            epochs,
-            training.seed,
-            training.torch_seed,
-            training.torch_order,
-            training.torch_test_loader,
-        )
+        torch = training.torch_seed, training.torch_order, training.torch_test_loader
+        params, orders = randomness.first_params_and_orders(model, n, epochs, training.seed, *torch)
         if training.init and state is None:
             params = randomness.load_params(training.init, params)
         state = state or TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=key)
