@@ -315,8 +315,8 @@ def test_a_name_that_no_file_can_have(script, tmp_path):
 
 
 def test_a_model_that_fits_no_memory(script):
-    options = [*QUICK[:4], "--epochs", 1, "--grid", "hidden=8,900000,900000", "--device", "cpu"]
-    refused(script("sweep.py", *options), 1, "one model on each of", "GB may be used")
+    options = [*QUICK[:4], "--epochs", 1, "--grid", "hidden=8;900000,900000", "--device", "cpu"]
+    refused(script("sweep.py", *options), 1, "hidden=900000,900000", "GB")
 
 
 def test_a_file_is_never_overwritten(script, undisturbed, tmp_path):

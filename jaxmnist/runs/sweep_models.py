@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from jaxmnist.data import Dataset
 from jaxmnist.evaluation import evaluate
+from jaxmnist.machine import check_memory
+from jaxmnist.model import MLP
 from jaxmnist.optimizers import make_optimizer
 from jaxmnist.ranking import Rung
 from jaxmnist.runs.recipe import make_training
@@ -38,7 +40,13 @@ def train_models(
         numbers: the models that this process trains, out of all.
         data: "train", "test" and, with a validation split, "validation".
         devices: where to train.
+
+    Raises:
+        JaxmnistError: a model does not fit into the memory; where its weights alone do not, before
+            any other is trained.
     """
+    for hidden in {(plan.options | setting)["hidden"] for setting in plan.settings}:
+        _check_memory(hidden, devices[0])
     settings = list(range(len(plan.settings)))
     for number, rung in enumerate(plan.rungs):
         if number:
@@ -50,6 +58,13 @@ def train_models(
             for i, model in enumerate(groups[job][row] for row in rows):
                 new += _rows(plan, model, results, i)[len(models.get(model, ())) :]
             yield population, new
+
+
+def _check_memory(hidden: Sequence[int], device: jax.Device) -> None:
+    example = np.zeros((1, 784), np.float32)
+    params = jax.eval_shape(lambda: MLP(hidden).init(jax.random.key(0), example))
+    needed = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    check_memory(needed, device, f"hidden={as_text(tuple(hidden))} with its gradient")
 
 
 def _jobs(
