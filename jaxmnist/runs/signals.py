@@ -31,6 +31,8 @@ class Signals:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.number:  # once more, it would end the process while that ends by itself
+            time.sleep(max(0.0, self._time + _SAME - time.monotonic()))
         for number, handler in zip(self._numbers, self._before, strict=True):
             signal.signal(number, handler)
 
