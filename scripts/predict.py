@@ -60,6 +60,7 @@ def main(options: Options) -> None:
     import numpy as np
 
     from jaxmnist.digit_plots import probability_figure
+    from jaxmnist.doubt import doubt
     from jaxmnist.files import check_output
     from jaxmnist.plots import save_figure
     from jaxmnist.predict import load_model, predict, read_image
@@ -73,20 +74,28 @@ def main(options: Options) -> None:
     with libraries_silenced():
         images = np.stack([read_image(path) for path in options.images])
     probabilities = np.asarray(predict(model.apply, params, images))
+    doubts = [doubt(image, row) for image, row in zip(images, probabilities, strict=True)]
     if options.plot:
         names = [printable(path.name) for path in options.images]
         figure = probability_figure(images, probabilities, names)
         save_figure(figure, options.plot, CREATOR, transparent=True)
     if options.json:
         results = [
-            {"image": str(path), "digit": int(row.argmax()), "probabilities": row.tolist()}
-            for path, row in zip(options.images, probabilities, strict=True)
+            {
+                "image": str(path),
+                "digit": int(row.argmax()),
+                "probabilities": row.tolist(),
+                "doubt": reason,
+            }
+            for path, row, reason in zip(options.images, probabilities, doubts, strict=True)
         ]
         print(json.dumps(results, indent=1, allow_nan=False))
         return
     blocks = can_print("█▏")
-    for path, row in zip(options.images, probabilities, strict=True):
+    for path, row, reason in zip(options.images, probabilities, doubts, strict=True):
         print(f"{printable(path)}: {row.argmax()}")
+        if reason:
+            print(f"  probably no single digit: {reason}")
         print("\n".join(bars(row, blocks)), flush=True)
 
 
