@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from jaxmnist.surroundings import otsu, panel, without_lines
+from jaxmnist.surroundings import panel, slope, without_lines, without_underline
 
 SMALL = 64  # pixels a side; up to there a picture is used as it is
 CONTRAST = 0.06  # of ink and paper, as a distance of colours; below it a picture is blank
@@ -51,8 +51,10 @@ def _contrast(picture: Float32[np.ndarray, "h w 3"], small: bool) -> Float32[np.
     """The ink, of which the strongest is 1; 0 everywhere if nothing stands out."""
     from scipy import ndimage
 
+    if not small:  # light from one side would be ink where it is darkest
+        picture = picture - slope(picture)
     smooth = picture if small else ndimage.uniform_filter(picture, (3, 3, 1))  # against noise
-    axis = _ink_colour(smooth)
+    axis = _ink_colour(smooth, small)
     paper = _paper(smooth @ axis, small)
     ink = np.maximum(picture @ axis - paper, 0)
     if (axis < 0.1).all():  # dark on light: in the shade there is less light to take away
@@ -64,7 +66,7 @@ def _contrast(picture: Float32[np.ndarray, "h w 3"], small: bool) -> Float32[np.
     return (ink / level).astype(np.float32)
 
 
-def _ink_colour(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, " 3"]:
+def _ink_colour(picture: Float32[np.ndarray, "h w 3"], small: bool) -> Float32[np.ndarray, " 3"]:
     """The direction from the paper's colour to the ink's, a unit vector; 0 for a flat picture.
 
     It is the principal axis of the differences from a wide mean around each pixel. They are cut in
@@ -76,8 +78,8 @@ def _ink_colour(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, " 
     difference = picture - ndimage.uniform_filter(picture, (wide, wide, 1), mode="nearest")
     flat = difference.reshape(-1, 3)
     axis = np.linalg.eigh(flat.T @ flat)[1][:, -1]
-    along = difference @ axis
-    high = along > otsu(along)
+    along = (picture if small else difference) @ axis
+    high = along > (along.min() + along.max()) / 2
     rings = np.mean([_ring(high, depth).mean() for depth in RINGS])
     return axis if (rings + high.mean()) / 2 < 0.5 else -axis
 
@@ -115,7 +117,7 @@ def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     if inner.max() > 0.1 * mass.max():
         mass = inner
     mass[_underlines(ndimage.find_objects(parts), mass)] = 0
-    return (mass > 0.1 * mass.max())[parts]
+    return without_underline((mass > 0.1 * mass.max())[parts])
 
 
 def _underlines(boxes: list[tuple[slice, slice]], mass: Float[np.ndarray, " n"]) -> list[int]:
@@ -127,7 +129,7 @@ def _underlines(boxes: list[tuple[slice, slice]], mass: Float[np.ndarray, " n"])
         return []
     main = np.where(flat, 0, mass[1:]).argmax()
     low = top > bottom[main] - 0.1 * (bottom[main] - top[main])
-    return list(np.flatnonzero(flat & low) + 1)
+    return [int(n) + 1 for n in np.flatnonzero(flat & low)]
 
 
 def _pitch(inside: Bool[np.ndarray, "h w"]) -> float:

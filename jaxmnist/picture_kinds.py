@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from jaxmnist.predict import read_image
 
@@ -77,6 +78,86 @@ def turned(image: Digit, _: np.random.Generator) -> Made:
     return large(255 - image).transpose(Image.Transpose.ROTATE_90), {**JPEG, "exif": exif}
 
 
+def cropped(image: Digit) -> Digit:
+    """As large as `large`, without what is around the digit."""
+    pixels = np.asarray(large(image))
+    rows, columns = (np.flatnonzero((pixels > 64).any(axis)) for axis in (1, 0))
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def two_valued(image: Digit, _: np.random.Generator) -> Made:
+    """Cropped tightly, black and white."""
+    return grey(np.where(cropped(image) > 127, 0, 255).astype(np.uint8)), PNG
+
+
+def boxed(image: Digit, line: int) -> Made:
+    """In a box of a form, with paper around it."""
+    picture = Image.new("L", (400, 400), 255)
+    picture.paste(large(255 - image), (60, 60))
+    ImageDraw.Draw(picture).rectangle((50, 50, 350, 350), outline=0, width=line)
+    return picture, PNG
+
+
+def underlined(image: Digit, rng: np.random.Generator) -> Made:
+    """Underlined by hand, more or less thickly."""
+    picture = Image.new("L", (400, 400), 255)
+    picture.paste(large(255 - image), (60, 40))
+    y, slope, line = int(rng.integers(300, 330)), int(rng.integers(-6, 7)), int(rng.integers(4, 20))
+    ImageDraw.Draw(picture).line((80, y, 320, y + slope), 0, line)
+    return picture, PNG
+
+
+def plotted(image: Digit, _: np.random.Generator) -> Made:
+    """As matplotlib's imshow shows it, with axes, ticks and numbers."""
+    picture = Image.new("L", (360, 340), 255)
+    picture.paste(large(image), (50, 20))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((49, 19, 330, 300), outline=0)
+    for tick in range(0, 28, 5):
+        at = 25 + 10 * tick
+        pen.line((at + 30, 300, at + 30, 304), 0)
+        pen.line((45, at, 49, at), 0)
+        pen.text((at + 26, 308), str(tick), 0)
+        pen.text((28, at - 5), str(tick), 0)
+    return picture, PNG
+
+
+def black_squared(image: Digit, rng: np.random.Generator) -> Made:
+    """On squared paper as black as the pen."""
+    pixels, first = np.array(large(255 - image)), int(rng.integers(0, 28))
+    for line in range(int(rng.integers(1, 4))):
+        for lines in (pixels[first + line :: 28], pixels[:, first + line :: 28]):
+            np.minimum(lines, 30, out=lines)
+    return grey(pixels), PNG
+
+
+def on_a_page(image: Digit, rng: np.random.Generator, dark: float) -> Made:
+    """Somewhere on a photographed A4 page, 5 to 30 mm high, by `dark` grey levels darker."""
+    side = int(rng.integers(50, 280))
+    pen = np.asarray(grey(image).resize((side, side), Image.Resampling.BICUBIC)) / np.float32(255)
+    page = np.full((2000, 1500), 235, np.float32)
+    y, x = int(rng.integers(100, 1900 - side)), int(rng.integers(100, 1400 - side))
+    page[y : y + side, x : x + side] -= dark * pen
+    page = ndimage.gaussian_filter(page, 0.8) * np.linspace(0.75, 1, 1500, dtype=np.float32)
+    page += rng.normal(0, 5, page.shape)
+    return grey(page.clip(0, 255).astype(np.uint8)), JPEG
+
+
+def on_a_desk(image: Digit, rng: np.random.Generator, degrees: float) -> Made:
+    """On a sheet that lies on a dark desk."""
+    sheet, pen = Image.new("RGB", (560, 760), (240, 238, 230)), large(image)
+    place = int(rng.integers(20, 260)), int(rng.integers(20, 460))
+    sheet.paste((30, 30, 80), place, pen)
+    whole = Image.new("L", sheet.size, 255)
+    sheet, whole = (
+        part.rotate(degrees, Image.Resampling.BICUBIC, expand=True) for part in (sheet, whole)
+    )
+    desk = Image.new("RGB", (900, 1100), (70, 50, 40))
+    desk.paste(sheet, (int(rng.integers(40, 200)), int(rng.integers(40, 200))), whole)
+    pixels = np.asarray(desk) + rng.normal(0, 5, (1100, 900, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), JPEG
+
+
 def grey(image: Digit) -> Image.Image:
     """The pixels as a picture."""
     return Image.fromarray(image)
@@ -108,4 +189,16 @@ KINDS: dict[str, Kind] = {
     "JPEG, a photo with a shadow and noise": photo,
     "PNG, on squared paper": squared,
     "JPEG, turned by EXIF": turned,
+    "PNG, cropped tightly, dark on light": lambda image, _: (grey(255 - cropped(image)), PNG),
+    "PNG, cropped tightly, light on dark": lambda image, _: (grey(cropped(image)), PNG),
+    "PNG, cropped tightly, black and white": two_valued,
+    "PNG, in a box with a thick line": lambda image, _: boxed(image, 14),
+    "PNG, in a box with a thin line": lambda image, _: boxed(image, 3),
+    "PNG, underlined": underlined,
+    "PNG, in a plot with axes": plotted,
+    "PNG, on squared paper as black as the pen": black_squared,
+    "JPEG, pencil on a whole page": lambda image, rng: on_a_page(image, rng, 60),
+    "JPEG, ball pen on a whole page": lambda image, rng: on_a_page(image, rng, 160),
+    "JPEG, a sheet on a dark desk": lambda image, rng: on_a_desk(image, rng, 0),
+    "JPEG, a sheet on a dark desk, turned": lambda image, rng: on_a_desk(image, rng, 8),
 }

@@ -6,8 +6,12 @@ from jaxtyping import Bool, Float32
 COARSE = 250  # pixels a side, about, at which a panel is looked for
 PANEL = 0.08  # of the picture, at least, is a panel
 RECTANGLE = 0.85  # of the smallest rectangle around it, at least, is filled by a panel
-CONTENT = (0.002, 0.35)  # of a panel is what lies on it
+CONTENT = (0.002, 0.5)  # of a panel is what lies on it
+CROPPED = 0.35  # ... at most, where the panel reaches the border, as a tightly cropped 0 does
 CLEAR = 0.3  # of a line, at least, nothing crosses
+BAR = 0.15  # of the whole height is an underline thick, at most
+STICKS_OUT = 0.05  # of its width, at least, beyond the rest on each side
+FREE = 0.25  # of its width, at least, at each end has nothing on it
 MOST_LINES = 40  # in each direction
 THIN = 0.07  # of the picture's shorter side is a line thick, at most
 SLOPES = np.linspace(-0.15, 0.15, 61)  # of lines, to the picture's edges
@@ -26,7 +30,7 @@ def panel(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h2 w2 3
 
     step = max(1, round(max(picture.shape[:2]) / COARSE))
     coarse = picture[::step, ::step] if step == 1 else _mean_blocks(picture, step)
-    light = _is_light(coarse.mean(axis=2))
+    light = _is_light((coarse - slope(coarse)).mean(axis=2))
     found = [region for mask in (light, ~light) for region in _panels(mask)]
     if not found:
         return picture
@@ -40,6 +44,14 @@ def panel(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h2 w2 3
     inside = inside[: cut.shape[0], : cut.shape[1]]
     y, x = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
     return cut[y, x]
+
+
+def slope(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
+    """The plane that fits each colour best, without its mean."""
+    y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in picture.shape[:2])
+    y, x = y[:, None, None], x[None, :, None]
+    across, along = ((picture * v).mean((0, 1)) / max((v * v).mean(), 1e-9) for v in (y, x))
+    return y * across + x * along
 
 
 def _mean_blocks(
@@ -79,7 +91,7 @@ def _panels(mask: Bool[np.ndarray, "h w"]) -> list[Bool[np.ndarray, "h w"]]:
         content = 1 - sizes[part] / filled.sum()
         if (
             border.mean() < 0.5
-            and CONTENT[0] < content < CONTENT[1]
+            and CONTENT[0] < content < (CROPPED if border.any() else CONTENT[1])
             and filled.sum() > RECTANGLE * _rectangle(filled)
         ):
             found.append(filled)
@@ -162,3 +174,32 @@ def _runs(mask: Bool[np.ndarray, "h w"]) -> np.ndarray:
     lengths = ends[:, 1] - starts[:, 1]
     runs[mask.T] = np.repeat(lengths, lengths)
     return runs.T
+
+
+def without_underline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The mask without a straight bar on which the rest stands and that is wider on both sides.
+
+    (The foot of a 1 is such a bar, and without it a 1 is a 1.)
+    """
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return mask
+    inner = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = inner.shape
+    bottom = height - 1 - inner[::-1].argmax(axis=0)  # the lowest pixel of each column
+    thick = np.where(inner.any(axis=0), _runs(inner)[bottom, np.arange(width)], 0)
+    bar = (thick > 0) & (thick <= BAR * height) & (bottom > (1 - 2 * BAR) * height)
+    if min(bar.argmin(), bar[::-1].argmin()) < FREE * width and not bar.all():
+        return mask  # as a 2, whose stroke meets its foot at the end
+    thickness = np.median(thick[bar])
+    x = np.flatnonzero(bar)
+    line = np.polyval(np.polyfit(x, bottom[bar], 1), np.arange(width))
+    rest = inner & (np.arange(height)[:, None] <= line - thickness - 1)
+    if not rest.any() or np.abs(bottom - line)[bar].max() > max(2.0, thickness):
+        return mask
+    at = np.flatnonzero(rest.any(axis=0))
+    if min(at[0], width - 1 - at[-1]) < STICKS_OUT * width or rest.sum() < 0.2 * inner.sum():
+        return mask
+    cut = np.zeros_like(mask)
+    cut[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = rest
+    return cut

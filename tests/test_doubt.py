@@ -39,7 +39,7 @@ THINGS = {
     "wider": lambda pen: pen.line((70, 150, 230, 156), 0, 18),
     "frame": lambda pen: pen.rectangle((70, 60, 220, 240), outline=0, width=14),
     "scribble": scribble,
-    "spot": lambda pen: pen.rectangle((90, 90, 200, 200), fill=0),
+    "spot": lambda pen: pen.rectangle((120, 120, 180, 180), fill=0),
 }
 
 
@@ -67,7 +67,7 @@ def test_the_script_says_so(script, tmp_path):
     import optax
 
     from jaxmnist import MLP, init_state
-    from jaxmnist.torch_compat import save_weights
+    from jaxmnist.weights import save_weights
 
     weights, path = tmp_path / "w.safetensors", tmp_path / "dash.png"
     save_weights(weights, init_state(jax.random.key(0), MLP(), optax.sgd(0.1)).params)

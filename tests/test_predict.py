@@ -41,15 +41,15 @@ def untrained(tmp_path):
 
 def test_pictures_of_real_digits(weights, mnist_dir):
     """scripts/robustness.py in short: at no kind of picture does the model get much worse."""
-    command = [sys.executable, ROOT / "scripts" / "robustness.py", weights, "--images", 60]
+    command = [sys.executable, ROOT / "scripts" / "robustness.py", weights, "--images", 30]
     done = subprocess.run(
         [*map(str, command), "--data-dir", str(mnist_dir)], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.strip("| ").split("|") for line in done.stdout.splitlines() if "%" in line]
     found = {row[0].strip(): float(row[3]) for row in rows if row[1].strip()[0].isdigit()}
-    assert len(found) == 12
-    assert all(abs(points) < 9 for points in found.values())  # a digit is 1.7 points of 60
+    assert len(found) == 24
+    assert all(abs(points) < 14 for points in found.values())  # a digit is 3.3 points of 30
     assert abs(np.mean([*found.values()])) < 3
 
 
@@ -190,7 +190,7 @@ def test_a_name_does_nothing_to_the_terminal(script, untrained, drawing, tmp_pat
     assert code == 0
     assert "\x1b" not in stdout
     assert "a\\x1b[31m\\n7.png: " in stdout
-    assert len(stdout.splitlines()) == 11
+    assert len(stdout.splitlines()) == 12  # an untrained model is not sure, and that is said
 
 
 def test_what_libtiff_says_about_a_damaged_file_is_not_shown(script, untrained, drawing, tmp_path):
