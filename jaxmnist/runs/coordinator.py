@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,12 +16,18 @@ from jaxmnist.errors import JaxmnistError, UsageError
 
 # Run as a child: reads what XLA and Gloo write, and says in a line if one of them has ended us.
 _NATIVE_STDERR = """
-import sys
+import re, sys
 lines = sys.stdin.buffer.read().decode(errors="replace").splitlines()
 fatal = [line for line in lines if line[:1] == "F" and line[1:5].isdigit()]
 if fatal:
     lost = "Terminating process because" in fatal[0]
-    reason = "another process has failed or cannot be reached" if lost else fatal[0][:300]
+    twice = re.search(r"(\\d+) unexpectedly tried to connect with a different", fatal[0])
+    if twice:
+        reason = f"process {twice[1]} was started twice; each needs a --process-id of its own"
+    elif lost:
+        reason = "another process has failed or cannot be reached"
+    else:
+        reason = fatal[0][:300]
     print(f"{sys.argv[1]}: error: --distributed: {reason}", file=sys.stderr)
 """
 
@@ -68,6 +76,20 @@ def without_proxies() -> Iterator[None]:
         yield
     finally:
         os.environ.update(proxies)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _leave(_: int) -> None:
+    os._exit(1)
+
+
+def exit_where_xla_aborts() -> None:
+    """Let it be exit code 1, without a core dump, when XLA calls abort() for a lost process.
+
+    Python's own handlers would run too late, and never for this signal.
+    """
+    if os.name == "posix":
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), _leave)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmnist.errors import JaxmnistError, Stopped, UsageError
-from jaxmnist.runs.coordinator import check_host, without_native_stderr, without_proxies
+from jaxmnist.runs.coordinator import (
+    check_host,
+    exit_where_xla_aborts,
+    without_native_stderr,
+    without_proxies,
+)
 
 
 class OneProcess:
@@ -114,6 +119,7 @@ def _initialize(
 
     if coordinator is not None:
         check_host(coordinator, first=process_id == 0)
+    exit_where_xla_aborts()
     # With it a SIGTERM would be taken by JAX and only be logged.
     jax.config.update("jax_enable_preemption_service", False)
     # At its own time limit JAX aborts the process with a page of text; ours comes before.
@@ -149,8 +155,8 @@ def _give_up(seconds: int, coordinator: str | None) -> None:
     where = coordinator or "the coordinator"
     print(
         f"{os.path.basename(sys.argv[0])}: error: --distributed: the other processes did not come "
-        f"within {seconds} s; are all started, with the same --coordinator and --processes, and is "
-        f"nothing else at {where}?",
+        f"within {seconds} s; are all started, with the same --coordinator and --processes and a "
+        f"--process-id of its own in each, and is nothing else at {where}?",
         file=sys.stderr,
         flush=True,
     )
