@@ -70,6 +70,14 @@ def test_a_taken_port(script):
     refused(result, 1, address, "in use")
 
 
+def test_two_processes_with_one_number():
+    """Field case F24: the second is named, or else the time limit is."""
+    port = free_port()
+    for result in ends(*(start(port, n, "--timeout", 10) for n in (0, 1, 1))):
+        refused(result, 1, "--process-id", "--coordinator")
+        assert result[1] == ""
+
+
 @pytest.mark.parametrize(
     "address",
     ["localhost", "10.0.0.1", "http://localhost:1234", ":1234", "localhost:", "localhost:99999"],
@@ -106,3 +114,18 @@ def test_one_process_is_ended(sigint, tmp_path, victim, number):
         assert code == 128 + number
         assert "stopped and saved after step" in stderr.splitlines()[-1]
         assert len(stderr.splitlines()) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_process_is_stopped(victim):
+    """Field case F33: with SIGSTOP, as by a debugger; the others do not wait for ever."""
+    port = free_port()
+    processes = [start(port, n, "--epochs", 100_000, "--timeout", 10) for n in (0, 1)]
+    assert any("Epoch 2" in line for line in processes[0].stdout)
+    processes[victim].send_signal(signal.SIGSTOP)
+    (other,) = ends(processes[1 - victim])
+    processes[victim].send_signal(signal.SIGCONT)
+    (stopped,) = ends(processes[victim])
+    for result in (other, stopped):
+        refused(result, 1, "another process has failed or cannot be reached")

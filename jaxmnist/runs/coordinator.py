@@ -23,7 +23,8 @@ if fatal:
     lost = "Terminating process because" in fatal[0]
     twice = re.search(r"(\\d+) unexpectedly tried to connect with a different", fatal[0])
     if twice:
-        reason = f"process {twice[1]} was started twice; each needs a --process-id of its own"
+        reason = f"two processes have the number {twice[1]}; is a --process-id given twice, or is "
+        reason += "there another job at this --coordinator?"
     elif lost:
         reason = "another process has failed or cannot be reached"
     else:
