@@ -79,9 +79,7 @@ def without_proxies() -> Iterator[None]:
         os.environ.update(proxies)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _leave(_: int) -> None:
-    os._exit(1)
+_leave = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os._exit(1))
 
 
 def exit_where_xla_aborts() -> None:
