@@ -49,6 +49,13 @@ def _private_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """The compiled programs of all tests together take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def sigint():
     """Child processes end at SIGINT, even if these tests run in the background, where none does."""
