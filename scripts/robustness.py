@@ -20,13 +20,26 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from _options import WARNING, SeededDataOptions, Weights, at_least, load, wrong
-from _output import markdown
+from _options import (
+    WARNING,
+    FilePath,
+    SeededDataOptions,
+    Weights,
+    at_least,
+    check_path,
+    load,
+    wrong,
+)
+from _output import markdown, printable
 
 if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
     import numpy as np
+
+
+CREATOR = "jaxmnist scripts/robustness.py"  # a plot with this name in it may be made again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +50,17 @@ class Options:
     """A weights file, or the directory that scripts/train.py --out wrote."""
     images: int = 1000
     """How many test images, chosen at random."""
+    photos: FilePath = None
+    """Directory of your own pictures with an index.csv (file,label,kind): measure these instead."""
+    plot: FilePath = None
+    """With --photos, a .png, .pdf or .svg file of what is misread: picture, ink and image."""
     data: SeededDataOptions = SeededDataOptions()
 
     def __post_init__(self) -> None:
         at_least(1, images=self.images)
+        check_path(photos=self.photos, plot=self.plot)
+        if self.plot and (not self.photos or self.plot.suffix not in (".png", ".pdf", ".svg")):
+            wrong("--plot needs --photos, and its name must end in .png, .pdf or .svg")
 
 
 def main(options: Options) -> None:
@@ -52,6 +72,9 @@ def main(options: Options) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
     model, params = load_model(options.weights)
+    if options.photos:
+        measure_photos(options.photos, options.plot, model, params)
+        return
     seed = options.data.seed
     data = load(options.data, seed)
     n = len(data.test.labels)
@@ -72,6 +95,47 @@ def main(options: Options) -> None:
     print(table(counts, len(images)))
     if data.missing:
         print(f"\n{WARNING}", file=sys.stderr)
+
+
+def measure_photos(directory: Path, plot: Path | None, model: Any, params: Any) -> None:
+    """The accuracy on labelled pictures by kind, and a contact sheet of the failures."""
+    import numpy as np
+    import tqdm
+
+    from jaxmnist.files import check_output
+    from jaxmnist.photos import failure_figure, read_index, read_or_blank
+    from jaxmnist.plots import save_figure
+    from jaxmnist.predict import predict
+
+    if plot:
+        check_output("--plot", plot, CREATOR.encode())
+    photos = read_index(directory)
+    images = [read_or_blank(p.path) for p in tqdm.tqdm(photos, leave=False, disable=None)]
+    digits = np.asarray(predict(model.apply, params, np.stack(images))).argmax(axis=1).tolist()
+    said = [d if image.any() else None for d, image in zip(digits, images, strict=True)]
+    right = [digit == photo.label for digit, photo in zip(said, photos, strict=True)]
+    kinds = {"all": right}
+    for photo, correct in zip(photos, right, strict=True):
+        kinds[photo.kind] = [*kinds.get(photo.kind, ()), correct]
+    rows = [["pictures", "n", "accuracy", "95 % interval"]]
+    rows += [[k, f"{len(v)}", *accuracy(sum(v), len(v))] for k, v in kinds.items()]
+    print(markdown(rows))
+    failures = [
+        x
+        for x, correct in zip(zip(photos, images, said, strict=True), right, strict=True)
+        if not correct
+    ]
+    if plot and failures:
+        save_figure(failure_figure(failures), plot, CREATOR)
+        print(f"\nWrote {printable(plot)}")
+
+
+def accuracy(right: int, n: int) -> list[str]:
+    """The accuracy and its interval, as a table shows them."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, n).proportion_ci(method="wilson")
+    return [f"{right / n:.2%}", f"{low:.2%} to {high:.2%}"]
 
 
 def read_kinds(images: np.ndarray, seeds: list[tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -120,14 +184,11 @@ def interrupts_wait() -> Iterator[None]:
 
 def table(counts: dict[str, int], n: int) -> str:
     """The accuracy on each kind of picture, and its difference to the first."""
-    from scipy.stats import binomtest
-
     rows = [["pictures", "accuracy", "95 % interval", "to plain, points"]]
     plain = next(iter(counts.values()))
     for name, count in counts.items():
-        low, high = binomtest(count, n).proportion_ci(method="wilson")
         points = 100 * (count - plain) / n
-        rows.append([name, f"{count / n:.2%}", f"{low:.2%} to {high:.2%}", f"{points:+.2f}"])
+        rows.append([name, *accuracy(count, n), f"{points:+.2f}"])
     return markdown(rows)
 
 
