@@ -39,6 +39,7 @@ import difflib
 import gc
 import io
 import itertools
+import logging
 import re
 import shlex
 import threading
@@ -56,6 +57,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"error: {missing.name} is not installed for this Python; see Install in README.md")
 
 Options = TypeVar("Options")
+UNUSABLE = ("jax_disable_jit", "jax_no_tracing", "jax_no_execution", "jax_transfer_guard")
 ROOT = Path(__file__).resolve().parent.parent
 # Optional packages, and the extra that brings each.
 EXTRAS = {"jinja2": "plots", "matplotlib": "plots", "tensorboard": "tensorboard"}
@@ -115,8 +117,25 @@ def _run(main: Callable[[Options], None], options: Options) -> None:
     if signal.getsignal(signal.SIGINT) is _exit_interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.unraisablehook = _interrupt_later
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home without room for its cache
+    _check_flags()
     main(options)
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done, let it end
+
+
+def _check_flags() -> None:
+    """Raise a JaxmnistError where a flag of JAX lets no script work, since they compile ahead."""
+    import jax
+
+    from jaxmnist.errors import JaxmnistError
+
+    for name in UNUSABLE:
+        value = getattr(jax.config, name, None)
+        if value is True or str(value).startswith("disallow"):
+            raise JaxmnistError(
+                f"the environment variable {name.upper()} is {value}, with which the scripts "
+                "cannot work; unset it"
+            )
 
 
 def _interrupt_later(ignored: Any) -> None:

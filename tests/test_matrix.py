@@ -1,0 +1,41 @@
+"""A part of stress/matrix.py and stress/flags.py: every script under the worst conditions."""
+
+import pytest
+
+from tests.stress import flags, matrix
+from tests.stress.every_script import SCRIPTS, prepare
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    place = tmp_path_factory.mktemp("matrix")
+    prepare(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("script", "condition"),
+    [
+        *[(script, "newline in a path") for script in SCRIPTS if script != "benchmark"],
+        *[(script, "both closed") for script in ("predict", "report", "robustness")],
+        *[(script, "POSIX locale") for script in ("sweep", "export", "evaluate")],
+        *[("report", f"{home} HOME") for home in ("no", "read-only", "closed")],
+        ("evaluate", "stdout full"),
+    ],
+)
+def test_it_works_or_says_why_not(prepared, tmp_path, script, condition):
+    outcome = matrix.attempt(condition, script, prepared, tmp_path / "case")
+    assert not outcome.startswith("FAILED"), outcome
+
+
+@pytest.mark.parametrize(
+    ("flag", "outcome"),
+    [
+        ("jax_disable_jit", "one line: "),
+        ("jax_transfer_guard", "one line: "),
+        ("jax_default_prng_impl", "another run: jax_default_prng_impl"),
+        ("jax_numpy_rank_promotion", "equal"),
+    ],
+)
+def test_a_flag_of_jax(prepared, flag, outcome):
+    assert flags.attempt(flag, prepared).startswith(outcome)
