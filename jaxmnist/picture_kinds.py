@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from jaxmnist.predict import read_image
+from jaxmnist.photos import read_or_blank
 
 Digit: TypeAlias = UInt8[np.ndarray, "28 28"]
 PNG, JPEG = {"format": "PNG"}, {"format": "JPEG"}
@@ -23,12 +23,12 @@ Kind: TypeAlias = Callable[[Digit, np.random.Generator], Made]
 
 
 def through_a_file(name: str, image: Digit, seed: tuple[int, int]) -> Digit:
-    """The picture that `KINDS[name]` makes of an MNIST image, saved in a file and read back."""
+    """The picture that `KINDS[name]` makes of an MNIST image, saved and read back; 0 if blank."""
     picture, options = KINDS[name](image, np.random.default_rng(seed))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "picture")
         picture.save(path, **options)
-        return read_image(path)
+        return read_or_blank(path)
 
 
 def shifted(image: Digit, rng: np.random.Generator) -> Made:

@@ -86,7 +86,8 @@ def main(options: Options) -> None:
 
     def count_right(images: np.ndarray) -> int:
         probabilities = np.asarray(predict(model.apply, params, images))
-        return int((probabilities.argmax(axis=1) == labels).sum())
+        right = (probabilities.argmax(axis=1) == labels) & images.any(axis=(1, 2))  # none is blank
+        return int(right.sum())
 
     counts = {"none: the test images themselves": count_right(images)}
     seeds = [(seed, int(index)) for index in chosen]  # the same picture in any sample
