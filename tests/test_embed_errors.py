@@ -388,5 +388,5 @@ def test_an_objective_that_returns_four_things(toy):
     def objective(params, batch):
         return jnp.float32(1), {}, None, None
 
-    with pytest.raises(ValueError, match="too many values"):
+    with pytest.raises(TypeError, match="an objective returns loss"):
         make_train_step(objective, TX)(STATE, toy)
