@@ -56,9 +56,9 @@ CONDITIONS = {
     "POSIX locale": Condition(
         variables={"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     ),
-    "-P": Condition(python="-P {path}"),
-    "-I": Condition(python="-I {path}"),
-    "-m": Condition(python="-m scripts.{name}"),
+    "python -P": Condition(python="-P {path}"),
+    "python -I": Condition(python="-I {path}"),
+    "python -m": Condition(python="-m scripts.{name}"),
     "no HOME": Condition(home="absent"),
     "read-only HOME": Condition(home="read-only"),
     "closed HOME": Condition(home="closed"),
