@@ -110,6 +110,10 @@ def run(
 
 
 def _run(main: Callable[[Options], None], options: Options) -> None:
+    try:
+        import jax  # noqa: F401
+    except (TypeError, ValueError) as error:  # a flag of JAX in the environment has such a value
+        sys.exit(_fail(f"JAX does not start: {error}", 1))
     import jaxmnist  # noqa: F401  (in the middle of an import a KeyboardInterrupt breaks things)
 
     gc.freeze()

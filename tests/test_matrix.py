@@ -33,6 +33,9 @@ def test_it_works_or_says_why_not(prepared, tmp_path, script, condition):
     [
         ("jax_disable_jit", "one line: "),
         ("jax_transfer_guard", "one line: "),
+        ("jax_explicit_x64_dtypes", "one line: "),
+        ("jax_platform_name", "one line: "),
+        ("jax_disable_most_optimizations", "another run: jax_disable_most_optimizations"),
         ("jax_default_prng_impl", "another run: jax_default_prng_impl"),
         ("jax_numpy_rank_promotion", "equal"),
     ],

@@ -32,6 +32,7 @@ _FLAGS = {
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
     "jax_enable_x64": False,
+    "jax_disable_most_optimizations": False,
     "jax_default_matmul_precision": "highest",  # scripts/train.py sets it
 }
 # Another version of one of these may round otherwise; a run continues, with a warning.
@@ -61,7 +62,7 @@ def environment() -> dict[str, Any]:
     import jax
 
     return {
-        "flags": {name: _value(getattr(jax.config, name, None)) for name in _FLAGS},
+        "flags": {name: _value(jax.config.values.get(name)) for name in _FLAGS},
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
 

@@ -138,12 +138,12 @@ def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Devi
     try:
         return jax.local_devices(backend=None if kind == "auto" else kind)[0]
     except (RuntimeError, AssertionError) as error:
-        platforms = os.environ.get("JAX_PLATFORMS")
-        if platforms:
-            raise JaxmnistError(
-                f"the environment variable JAX_PLATFORMS is {platforms}, and JAX finds no such "
-                "device here; unset it, or name what is there, for instance JAX_PLATFORMS=cpu"
-            ) from error
+        for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+            if value := os.environ.get(name):
+                raise JaxmnistError(
+                    f"the environment variable {name} is {value}, and JAX finds no such "
+                    f"device here; unset it, or name what is there, for instance {name}=cpu"
+                ) from error
         raise JaxmnistError(
             f"--device {kind}: JAX finds no such device, only {jax.default_backend()}; "
             "the extras cuda12, cuda13 and tpu install support for others"
