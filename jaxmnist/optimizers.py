@@ -24,7 +24,8 @@ def make_optimizer(
         optimizer: "sgd", "adam" or "adamw".
         learning_rate: its step size; like the other numbers it may be traced.
         momentum: SGD's.
-        weight_decay: AdamW's; None for optax's own 1e-4. PyTorch's default is 1e-2.
+        weight_decay: AdamW's; None for optax's own 1e-4. PyTorch's default is 1e-2. The others
+            have none, or 0.
         schedule, warmup, steps: how the learning rate changes, see `make_schedule`.
 
     Raises:
@@ -33,7 +34,8 @@ def make_optimizer(
     some = isinstance(momentum, jax.Array) or momentum != 0  # one that is traced may be any
     if some and optimizer != "sgd":
         raise ValueError(f"momentum is SGD's; {optimizer} has none")
-    if weight_decay is not None and optimizer != "adamw":
+    decays = isinstance(weight_decay, jax.Array) or weight_decay
+    if decays and optimizer != "adamw":
         raise ValueError(f"weight_decay is AdamW's; {optimizer} has none")
     rate: float | jax.Array | optax.Schedule = learning_rate
     if schedule != "constant" or isinstance(warmup, jax.Array) or warmup:

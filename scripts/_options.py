@@ -189,8 +189,11 @@ class OptimizerOptions:
             wrong(f"--warmup must be in [0, 1), not {self.warmup}")
         if self.weight_decay is not None:
             at_least(0, weight_decay=self.weight_decay)
-            if self.optimizer != "adamw":
-                wrong(f"--weight-decay is AdamW's; --optimizer {self.optimizer} has none")
+            if self.weight_decay and self.optimizer != "adamw":
+                wrong(
+                    f"--weight-decay is AdamW's; --optimizer {self.optimizer} has none, so let it "
+                    "be 0"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ class RunOptions(o.TrainingOptions):
     """How long to train, and what to start from."""
 
     recipe: Literal["notebook", "accurate"] = "notebook"
-    """Defaults of the other options: the notebook's, or those of a more accurate model, which
-    --recipe accurate --help shows. An option that is given replaces its default."""
+    """Defaults of the other options, which --recipe accurate --help shows; an option that is given
+    replaces its default. On MNIST and two CPU cores, notebook: test accuracy 90 %, test loss 0.35,
+    in seconds; accurate: 99.3 %, 0.02, in a few minutes."""
     seed: int = 0
     """Seed of the initial weights, the shuffling and any drawn digits."""
     torch_seed: o.OptionalInt = None
