@@ -127,6 +127,7 @@ def test_the_distributions():
     assert stats.kstest(np.rad2deg(np.arctan2(-y, x)), "uniform", (-30, 60)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_shorter_batch_a_vmap_and_a_jit_change_nothing(digits):
     whole = augment.augment(KEY, digits, **STRONG)
     part = augment.augment(KEY, digits[:10], **STRONG)
@@ -138,6 +139,7 @@ def test_a_shorter_batch_a_vmap_and_a_jit_change_nothing(digits):
         assert np.abs(np.asarray(jitted(key), int) - np.asarray(found, int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_strengths_can_be_vmapped(digits):
     found = jax.vmap(lambda degrees: augment.rotate(KEY, digits, degrees))(jnp.array([0.0, 20.0]))
     np.testing.assert_array_equal(found[0], digits)

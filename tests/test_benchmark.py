@@ -76,6 +76,7 @@ def run(start, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
     monkeypatch.setenv("JAXMNIST_DATA_DIR", str(mnist_dir))
     out, chart = tmp_path / "out.json", tmp_path / "chart.png"

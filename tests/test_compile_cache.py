@@ -75,6 +75,7 @@ def test_the_oldest_are_removed_where_there_are_many(cache, monkeypatch):
     assert len(list(newest[0].parent.iterdir())) == 6
 
 
+@pytest.mark.slow
 def test_processes_starting_at_once_do_not_disturb_one_another(filled, cache):
     for path in cache.glob("programs-*/*"):
         path.unlink()

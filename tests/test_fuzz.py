@@ -67,6 +67,7 @@ if "--multiprocessing-fork" in sys.orig_argv:
 """
 
 
+@pytest.mark.slow
 def test_what_it_finds_is_kept_and_can_be_made_again(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BUGS)
     counts = ("--idx", 300, "--weights", 300, "--checkpoints", 300, "--images", 300)
