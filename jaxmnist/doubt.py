@@ -1,8 +1,7 @@
 """Whether a picture is probably no single digit: plain rules on the image that a model is given.
 
 A model that knows ten digits calls everything one of them, and is often sure. The rules here look
-for what is certainly none: several things side by side, a dash, a frame, a scribble, a cross. The
-sketchpad (page.html) has the same rules.
+for what is certainly none: several things side by side, a dash, a frame, a scribble, a cross.
 """
 
 import numpy as np
