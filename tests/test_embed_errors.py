@@ -351,7 +351,7 @@ def test_parameters_that_have_no_gradient(toy, leaf):
     """As the integers in an NNX module's state."""
     params = {**STATE.params, "count": leaf}
     state = TrainState(jnp.int32(0), params, TX.init(params))
-    message = r"params\['count'\] is (int32|bool|int), which has no gradient.*into model_state"
+    message = r"params\['count'\] is (int32|bool|int), which has no gradient.*in model_state"
     with pytest.raises(TypeError, match=message):
         jax.jit(step_of())(state, toy)
 

@@ -80,10 +80,10 @@ def test_optimizers(script, optimizer):
 
 
 def test_the_step_is_traced_once_a_run(script, monkeypatch):
-    import jaxmnist
+    from jaxmnist.runs import recipe
 
     traced = []
-    make = jaxmnist.make_objective
+    make = recipe.make_objective
 
     def counting(apply_fn, *args, **kwargs):
         def counted(params, images):
@@ -92,7 +92,7 @@ def test_the_step_is_traced_once_a_run(script, monkeypatch):
 
         return make(counted, *args, **kwargs)
 
-    monkeypatch.setattr(jaxmnist, "make_objective", counting)
+    monkeypatch.setattr(recipe, "make_objective", counting)
     code, _, _ = script("train.py", "--dataset", "synthetic", "--epochs", 3)
     assert code == 0
     assert traced == [(64, 784)]

@@ -329,9 +329,7 @@ def test_init_state_takes_an_example_and_names_it():
     with pytest.raises(ValueError) as error:  # noqa: PT011 - Flax chooses the words
         init_state(KEY, Conv(), TX)
     (note,) = [note for note in error.value.__notes__ if "init_state" in note]
-    assert note == (
-        "init_state gave the model one example of shape (784,); pass example= what it takes"
-    )
+    assert note == "init_state's example= is one example for the model, here (784,)"
 
 
 def test_non_finite_losses_are_named_by_step():
