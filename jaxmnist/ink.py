@@ -35,9 +35,9 @@ def ink_of(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h2 w2"
     picture = panel(panel(picture))
     small = max(picture.shape[:2]) <= SMALL
     ink = _contrast(picture, small)
-    if not ink.any():
-        return ink
-    strong = _digit(ink)
+    strong = _digit(ink) if ink.any() else ink.astype(bool)
+    if not strong.any():
+        return np.zeros_like(ink)
     # What is nearer to something else, as a line that was removed, is no edge of the digit.
     away, other = _distance(strong), _distance((ink >= WEAK) & ~strong)
     ink = np.where((away <= max(1.0, _pitch(strong))) & (away < other), ink, 0)

@@ -1,5 +1,7 @@
 """What is around a digit in a picture and is none of it: desk, frame, plot, ruled lines."""
 
+import math
+
 import numpy as np
 from jaxtyping import Bool, Float32
 
@@ -28,7 +30,7 @@ def panel(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h2 w2 3
     """
     from scipy import ndimage
 
-    step = max(1, round(max(picture.shape[:2]) / COARSE))
+    step = max(1, min(round(max(picture.shape[:2]) / COARSE), *picture.shape[:2]))
     coarse = picture[::step, ::step] if step == 1 else _mean_blocks(picture, step)
     light = _is_light((coarse - slope(coarse)).mean(axis=2))
     found = [region for mask in (light, ~light) for region in _panels(mask)]
@@ -150,9 +152,10 @@ def _best_line(
     Of its pixels at x and y a share of CLEAR must be `thin`, and it must reach both edges.
     """
     best = (0.0, 0, 0.0)
-    size = 3 * height  # rows from -height on, since a slope can lead out of the picture
+    above = math.ceil(max(map(abs, SLOPES)) * width / 2) + 1  # a slope leads out of the picture
+    size = height + 2 * above
     for slope in SLOPES:
-        rows = y - np.rint(slope * (x - width / 2)).astype(int) + height
+        rows = y - np.rint(slope * (x - width / 2)).astype(int) + above
         sides = (rows[x < END * width], rows[x >= (1 - END) * width])
         ends = np.minimum(*(np.bincount(side, minlength=size) for side in sides))
         good = (ends > 0.5 * END * width) & (
@@ -161,7 +164,7 @@ def _best_line(
         covered = np.where(good, np.bincount(rows, minlength=size), 0)
         row = int(covered.argmax())
         if covered[row] / width > best[0]:
-            best = (float(covered[row] / width), row - height, float(slope))
+            best = (float(covered[row] / width), row - above, float(slope))
     return best
 
 

@@ -117,7 +117,8 @@ def test_a_random_split():
 
 
 def test_persistent_workers():
-    _, loader = seeded_loader(100, num_workers=1, persistent_workers=True)
+    workers = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}
+    _, loader = seeded_loader(100, **workers)
     generator = TorchGenerator(3)
     for epoch in range(3):
         order = loader_order(generator, 100, workers_persist=epoch > 0)
