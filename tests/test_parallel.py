@@ -223,4 +223,4 @@ def test_a_worker_that_never_arrives(present):
     ((code, stdout, stderr),) = finish(*start_job("--timeout", 10, numbers=(present,)))
     assert code == 1
     assert stdout == ""
-    assert "the other processes did not start within 10 s" in stderr
+    assert "the other processes did not come within 10 s" in stderr
