@@ -126,7 +126,8 @@ def test_it_says_what_is_best(undisturbed, script):
     code, trained, _ = script("train.py", *best.split()[3:])
     assert code == 0
     accuracy = float(re.findall(r"test accuracy: ([\d.]+)%", trained)[-1])
-    assert accuracy == pytest.approx(accuracies[0], abs=0.1)
+    near = 0.001 if jax.__version_info__ < (0, 11) else 0.1  # newer XLA rounds the two differently
+    assert accuracy == pytest.approx(accuracies[0], abs=near)
     assert b"nan" not in content
     assert b"inf" not in content
 
