@@ -32,7 +32,7 @@ from tests.helpers import PATIENCE, ROOT
 TEXT = (ROOT / "jaxmnist" / "README.md").read_text()
 START, *CHAPTERS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
 CHAPTERS = {text.split("\n")[0]: text for text in CHAPTERS}
-pytestmark = pytest.mark.slow  # compiles for minutes; .ci/run runs it
+pytestmark = pytest.mark.slow  # compiles for minutes
 KEY = jax.random.key(0)
 
 

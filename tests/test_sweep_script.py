@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
 from tests.helpers import ROOT, SWEEP, TRAIN, finish, refused
@@ -85,7 +84,7 @@ def undisturbed(tmp_path_factory):
     ],
 )
 def test_models_are_those_of_train_py(tmp_path, request, seeds, grid, fixed):
-    """To the bit, for one model on each of two devices; the first and the last of each sweep."""
+    """To rounding, for one model on each of two devices; the first and the last of each sweep."""
     if "mnist" in fixed:  # drawn digits are always those of seed 0
         request.getfixturevalue("mnist_dir")
     out, names = tmp_path / "out.csv", [spec.split("=")[0] for spec in grid]
@@ -106,9 +105,8 @@ def test_models_are_those_of_train_py(tmp_path, request, seeds, grid, fixed):
         lines = (tmp_path / model / "metrics.jsonl").read_text().splitlines()
         for row, record in zip(mine, map(json.loads, lines), strict=True):
             for name in ("train_loss", "validation_loss", "validation_accuracy", "test_loss"):
-                if jax.__version_info__ < (0, 11):
-                    assert float(row[name]) == record[name], (model, name)
-                # XLA of newer versions fuses the two programs differently, and rounds so.
+                # What is a constant in one program and an argument in the other may be rounded
+                # otherwise, by the version of XLA and by the CPU.
                 near = 0.01 if name == "validation_accuracy" else 1e-4 * record[name]
                 assert float(row[name]) == pytest.approx(record[name], abs=near), (model, name)
 
@@ -126,8 +124,7 @@ def test_it_says_what_is_best(undisturbed, script):
     code, trained, _ = script("train.py", *best.split()[3:])
     assert code == 0
     accuracy = float(re.findall(r"test accuracy: ([\d.]+)%", trained)[-1])
-    near = 0.001 if jax.__version_info__ < (0, 11) else 0.1  # newer XLA rounds the two differently
-    assert accuracy == pytest.approx(accuracies[0], abs=near)
+    assert accuracy == pytest.approx(accuracies[0], abs=0.1)  # the two programs may round otherwise
     assert b"nan" not in content
     assert b"inf" not in content
 
