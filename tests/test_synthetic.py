@@ -175,7 +175,16 @@ def test_the_cache_is_used(drawn, cache_dir, monkeypatch):
 
 @pytest.mark.parametrize(
     "damage",
-    ["flipped bit", "shape", "dtype", "names", "another seed", "version 1", "not writable"],
+    [
+        "flipped bit",
+        "shape",
+        "dtype",
+        "names",
+        "another seed",
+        "another JAX",
+        "version 1",
+        "not writable",
+    ],
 )
 def test_without_a_good_cache_it_draws(damage, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path))
@@ -188,14 +197,18 @@ def test_without_a_good_cache_it_draws(damage, tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic, "_draw_all", draw_all)
     name, file = "synthetic-v2-3", tmp_path / "synthetic-v2-3.npz"
-    cache.store(name, {"images": images, "labels": labels}, "drawn digits 2, seed 3")
+    made_from = f"drawn digits 2, seed 3, JAX {jax.__version__}"
+    cache.store(name, {"images": images, "labels": labels}, made_from)
     assert load_synthetic(3)[0].images[0, 0, 0] == 0  # undamaged, it is believed
     if damage == "flipped bit":
         content = bytearray(file.read_bytes())
         content[30_000_000] ^= 1
         file.write_bytes(content)
     elif damage == "another seed":
-        cache.store(name, {"images": images, "labels": labels}, "drawn digits 2, seed 4")
+        other = made_from.replace("seed 3", "seed 4")
+        cache.store(name, {"images": images, "labels": labels}, other)
+    elif damage == "another JAX":
+        cache.store(name, {"images": images, "labels": labels}, f"{made_from}.1")
     elif damage == "version 1":  # it did not say what it was made with
         np.savez(file, images=images, labels=labels)
     elif damage == "not writable":
@@ -208,7 +221,7 @@ def test_without_a_good_cache_it_draws(damage, tmp_path, monkeypatch):
             "dtype": {"images": images, "labels": labels.astype(np.int64)},
             "names": {"images": images, "digits": labels},
         }
-        cache.store(name, wrong[damage], "drawn digits 2, seed 3")
+        cache.store(name, wrong[damage], made_from)
     for dataset in load_synthetic(3):
         assert dataset.images.min() == 1
     assert seeds == [3]
