@@ -197,6 +197,7 @@ def run_epochs(
                     directory.save(state, {"losses": losses})
                 if signal and not final:
                     directory.settle()
+                    group.leave()
                     saved = "stopped and saved" if output.out else "stopped"
                     hint = "; --resume continues" if output.out else ""
                     raise Stopped(signal, f"{saved} after step {done:,}{hint}")

@@ -36,6 +36,9 @@ class OneProcess:
     def agree(self, options: dict[str, Any]) -> None:
         """Raise a UsageError in every process where their options differ."""
 
+    def leave(self) -> None:
+        """Wait until every process is here; from then on none needs another."""
+
 
 class ProcessGroup(OneProcess):
     """A job of several processes, of which the first writes and prints."""
@@ -67,10 +70,20 @@ class ProcessGroup(OneProcess):
         tables = multihost_utils.process_allgather(table)  # [processes, options, 32]
         for name, rows in zip(names, np.moveaxis(tables, 1, 0), strict=True):
             if (rows != rows[0]).any():
+                self.leave()
                 raise UsageError(
                     f"--distributed: the processes have different values of "
                     f"--{name.replace('_', '-')}, this one {options[name]}; use one in all"
                 )
+
+    def leave(self) -> None:
+        """Wait until every process is here; from then on none needs another.
+
+        If the first one, which runs the coordinator, just ended, XLA would end the others.
+        """
+        import jax
+
+        jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
@@ -79,8 +92,8 @@ def join(
 ) -> Iterator[ProcessGroup]:
     """Within it this process trains with the others.
 
-    A process that fails leaves at once, and the others fail with it, instead of waiting for one
-    another.
+    A process that fails by itself leaves at once, and the others fail with it, instead of waiting
+    for one another.
 
     Args:
         coordinator: HOST:PORT of process 0; None where a cluster provides it, as for the next two.
@@ -95,8 +108,9 @@ def join(
             _initialize(coordinator, processes, process_id, timeout)
             yield ProcessGroup(_is_first())
     except BaseException as error:
-        # Registered last it runs first, before JAX's own, which waits for all to end well.
-        atexit.register(os._exit, _exit_code(error))
+        if jax.distributed.is_initialized():
+            # Registered last it runs first, before JAX's own, which waits for all to end well.
+            atexit.register(os._exit, _exit_code(error))
         of_jax = isinstance(error, jax.errors.JaxRuntimeError)
         if (of_jax and "RESOURCE_EXHAUSTED" not in str(error)) or "Gloo" in str(error):
             reason = str(error).partition("\n")[0][:200]

@@ -62,7 +62,7 @@ def deal(
                 return jax.process_index() + 1, jax.process_count()
 
             yield part_of
-            jax.distributed.shutdown()
+            group.leave()
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
