@@ -9,6 +9,7 @@ COARSE = 250  # pixels a side, about, at which a panel is looked for
 PANEL = 0.08  # of the picture, at least, is a panel
 RECTANGLE = 0.85  # of the smallest rectangle around it, at least, is filled by a panel
 CONTENT = (0.002, 0.5)  # of a panel is what lies on it
+HOLE = (0.4, 0.7)  # of a panel's sides, and of the rectangle around it, is what a thick 0 encloses
 CROPPED = 0.35  # ... at most, where the panel reaches the border, as a tightly cropped 0 does
 CLEAR = 0.3  # of a line, at least, nothing crosses
 BAR = 0.15  # of the whole height is an underline thick, at most
@@ -26,7 +27,8 @@ def panel(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h2 w2 3
 
     A panel is a connected region of light or of dark that is about a rectangle, in any position,
     does not reach most of the picture's border, and has something of the other kind on it, as a
-    digit is. (A thick 0 is no panel: an ellipse fills 0.79 of the rectangle around it.)
+    digit is. (A thick 0 is no panel: an ellipse fills 0.79 of the rectangle around it, and what it
+    encloses is a spot nearly as large.)
     """
     from scipy import ndimage
 
@@ -95,9 +97,19 @@ def _panels(mask: Bool[np.ndarray, "h w"]) -> list[Bool[np.ndarray, "h w"]]:
             border.mean() < 0.5
             and CONTENT[0] < content < (CROPPED if border.any() else CONTENT[1])
             and filled.sum() > RECTANGLE * _rectangle(filled)
+            and not _is_hole(filled & ~region, filled)
         ):
             found.append(filled)
     return found
+
+
+def _is_hole(content: Bool[np.ndarray, "h w"], panel: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether what lies on a panel is one spot nearly as large: then the panel is a thick 0."""
+    rows, columns = (np.flatnonzero(content.any(axis)) for axis in (1, 0))
+    sides = np.ptp(rows) + 1, np.ptp(columns) + 1
+    around = (np.ptp(np.flatnonzero(panel.any(axis))) + 1 for axis in (1, 0))
+    wide = all(side > HOLE[0] * whole for side, whole in zip(sides, around, strict=True))
+    return bool(wide and content.sum() > HOLE[1] * sides[0] * sides[1])
 
 
 def _rectangle(region: Bool[np.ndarray, "h w"]) -> float:

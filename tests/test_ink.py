@@ -122,8 +122,12 @@ def test_a_seven_and_a_two_are_no_lines():
     np.testing.assert_array_equal(without_underline(two[..., 0] < 0.5), two[..., 0] < 0.5)
 
 
-def test_a_thick_zero_is_no_panel():
-    zero = picture(lambda pen: pen.ellipse((60, 40, 240, 260), outline=0, width=40))
+@pytest.mark.parametrize("width", [30, 40])
+def test_a_thick_zero_is_no_panel(width):
+    zero = picture(lambda pen: pen.ellipse((60, 40, 240, 260), outline=0, width=width))
+    np.testing.assert_array_equal(panel(zero), zero)
+    upright = (80, 40, 220, 260), 60, None, 0, width  # more of a rectangle than an ellipse
+    zero = picture(lambda pen: pen.rounded_rectangle(*upright))
     np.testing.assert_array_equal(panel(zero), zero)
 
 

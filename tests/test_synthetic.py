@@ -196,8 +196,8 @@ def test_without_a_good_cache_it_draws(damage, tmp_path, monkeypatch):
         return {"images": images + 1, "labels": labels}
 
     monkeypatch.setattr(synthetic, "_draw_all", draw_all)
-    name, file = "synthetic-v2-3", tmp_path / "synthetic-v2-3.npz"
-    made_from = f"drawn digits 2, seed 3, JAX {jax.__version__}"
+    name, file = "synthetic-v3-3", tmp_path / "synthetic-v3-3.npz"
+    made_from = f"drawn digits 3, seed 3, JAX {jax.__version__}"
     cache.store(name, {"images": images, "labels": labels}, made_from)
     assert load_synthetic(3)[0].images[0, 0, 0] == 0  # undamaged, it is believed
     if damage == "flipped bit":

@@ -7,16 +7,20 @@ import numpy as np
 
 # One skeleton a line: the digit, how often it is chosen relative to the digit's others, and the
 # strokes as `x y` points in a 20x20 box, y downwards. A Catmull-Rom curve runs through the points,
-# a point given twice is a corner, and `/` lifts the pen.
+# a point given twice is a corner, and `/` lifts the pen. A second weight, `+W`, is that among the
+# digits that are added to MNIST: they show what MNIST, which is American, has little of.
 _SKELETONS = """
 0 4 | 12 1, 7 1, 4 6, 4 14, 8 19, 13 18, 16 12, 15 5, 11 0, 8 1
 0 2 | 14 3, 10 0, 5 4, 3 11, 6 18, 11 20, 16 15, 17 8, 14 2, 9 1
 0 1 | 11 1, 7 2, 4 7, 4 14, 8 19, 13 18, 16 12, 16 6, 14 2, 12 1
 0 1 | 13 5, 9 3, 6 7, 4 13, 7 19, 12 19, 16 13, 15 4, 11 0, 8 2, 9 5, 14 3
-1 8 | 10 0, 10 7, 10 14, 10 20
+1 8+2 | 10 0, 10 7, 10 14, 10 20
 1 2 | 6 5, 8 3, 11 0, 11 0, 11 10, 11 20
-1 1 | 6 5, 8 3, 11 0, 11 0, 11 10, 11 20 / 5 20, 11 20, 17 20
+1 1+2 | 6 5, 8 3, 11 0, 11 0, 11 10, 11 20 / 5 20, 11 20, 17 20
 1 1 | 10 0, 10 7, 10 14, 10 20 / 6 20, 10 20, 15 20
+1 0+3 | 4 8, 8 4, 12 0, 12 0, 12 10, 12 20
+1 0+3 | 2 11, 7 5, 12 0, 12 0, 12 10, 12 20
+1 0+1 | 3 8, 7 4, 11 0, 11 0, 11 10, 11 20 / 4 20, 11 20, 18 20
 2 3 | 3 5, 6 1, 11 0, 15 3, 14 8, 9 14, 3 20, 3 20, 10 19, 17 20
 2 4 | 3 4, 7 0, 13 1, 15 5, 12 10, 7 16, 3 19, 1 17, 3 14, 8 16, 13 19, 18 18
 2 2 | 4 3, 8 0, 13 2, 14 7, 10 14, 5 20, 5 20, 9 18, 13 20, 18 18
@@ -44,6 +48,7 @@ _SKELETONS = """
 9 2 | 14 4, 10 1, 6 4, 7 9, 11 10, 14 4, 14 4, 15 12, 12 18, 6 20
 9 2 | 13 2, 9 1, 6 5, 7 9, 11 9, 14 5, 14 1, 14 1, 14 11, 14 20
 9 2 | 14 5, 11 0, 7 2, 5 7, 9 10, 13 7, 15 2, 14 9, 12 20
+9 0+4 | 14 4, 11 1, 8 3, 10 7, 14 5, 14 2, 14 2, 15 9, 13 16, 8 19, 2 19
 """
 
 POINTS = 65  # of a path: about a pixel apart at most, too close to be seen as dots
@@ -54,7 +59,9 @@ class Skeletons(NamedTuple):
 
     paths: np.ndarray  # float32 [S, P, 2], x and y from -1 to 1
     pen_down: np.ndarray  # float32 [S, P - 1], 0 where the step moves a lifted pen
-    chances: np.ndarray  # float32 [10, S], each digit's cumulative distribution of skeletons
+    # float32 [10, S], each digit's cumulative distribution of skeletons: usually, and if added.
+    chances: np.ndarray
+    added_chances: np.ndarray
 
 
 def _curve(controls: np.ndarray, steps: int = 24) -> np.ndarray:
@@ -72,7 +79,7 @@ def _curve(controls: np.ndarray, steps: int = 24) -> np.ndarray:
 @functools.cache  # and not at import, which everybody pays for
 def skeletons() -> Skeletons:
     """Every skeleton, sampled at points evenly spaced along its strokes."""
-    paths, downs, digits, weights = [], [], [], []
+    paths, downs, digits, weights, added = [], [], [], [], []
     for line in _SKELETONS.strip().splitlines():
         head, body = line.split("|")
         digit, weight = head.split()
@@ -93,10 +100,13 @@ def skeletons() -> Skeletons:
         paths.append(np.vstack(path) / 10 - 1)
         downs.append(down[:-1])
         digits.append(int(digit))
-        weights.append(float(weight))
-    chances = np.cumsum(np.equal.outer(np.arange(10), digits) * np.array(weights), axis=1)
+        usual, _, other = weight.partition("+")
+        weights.append(float(usual))
+        added.append(float(other or usual))
+    owner = np.equal.outer(np.arange(10), digits)
+    sums = [np.cumsum(owner * np.array(column), axis=1) for column in (weights, added)]
     return Skeletons(
         np.array(paths, np.float32),
         np.array(downs, np.float32),
-        (chances / chances[:, -1:]).astype(np.float32),
+        *((chances / chances[:, -1:]).astype(np.float32) for chances in sums),
     )

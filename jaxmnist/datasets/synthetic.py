@@ -27,7 +27,7 @@ from jaxmnist.datasets.skeletons import POINTS, skeletons
 
 _ADDED_SEED = 2**32 - 1
 _CHUNK = 500  # images drawn at a time, which bounds the memory to a few tens of MB
-_VERSION = 2  # of the digits or of how they are cached: another one is another cache entry
+_VERSION = 3  # of the digits or of how they are cached: another one is another cache entry
 _SPECS: dict[str, cache.Spec] = {
     "images": ((70_000, 28, 28), "uint8"),
     "labels": ((70_000,), "int32"),
@@ -62,11 +62,13 @@ def _write(path: Float[Array, "p 2"], hand: Float[Array, " 29"]) -> Float[Array,
     return jnp.stack([x - 0.09 * turn * y, y + 0.09 * turn * x], axis=1)
 
 
-def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28"]:
+def _draw_digit(
+    key: PRNGKeyArray, label: Int[Array, ""], chances: Float[np.ndarray, "10 s"]
+) -> UInt8[Array, "28 28"]:
     """One image: choose a skeleton, write it, fit and centre it, lay the ink."""
     style_key, hand_key, place_key = jax.random.split(key, 3)
     chance = jax.random.uniform(style_key, dtype=jnp.float32)
-    style = jnp.sum(chance >= jnp.asarray(skeletons().chances)[label])
+    style = jnp.sum(chance >= jnp.asarray(chances)[label])
     hand = jax.random.truncated_normal(hand_key, -2, 2, (34,), jnp.float32)
     path = _write(jnp.asarray(skeletons().paths)[style], hand[:29])
 
@@ -98,7 +100,7 @@ def _draw_digit(key: PRNGKeyArray, label: Int[Array, ""]) -> UInt8[Array, "28 28
 
 
 def draw_digits(
-    key: PRNGKeyArray, labels: Int[Array | np.ndarray, " n"]
+    key: PRNGKeyArray, labels: Int[Array | np.ndarray, " n"], *, added: bool = False
 ) -> UInt8[Array, "n 28 28"]:
     """Draw one handwriting-like digit for each label, white (255) on black (0).
 
@@ -109,11 +111,13 @@ def draw_digits(
         key: makes the writers.
         labels: the digits to draw, 0 to 9; others, which a compiled function cannot refuse, are
             drawn as the nearest of them.
+        added: write as what `add_synthetic` adds to MNIST: more often with flags, feet and tails.
     """
+    chances = skeletons().added_chances if added else skeletons().chances
 
     def draw(index_and_label: tuple[Array, Array]) -> Array:
         index, label = index_and_label
-        return _draw_digit(jax.random.fold_in(key, index), label)
+        return _draw_digit(jax.random.fold_in(key, index), label, chances)
 
     digits = jnp.clip(jnp.asarray(labels), 0, 9)
     indices = jnp.arange(len(digits), dtype=jnp.uint32)
@@ -128,14 +132,16 @@ _COMPILER_OPTIONS: Any = {
 }
 
 
-@functools.partial(jax.jit, compiler_options=_COMPILER_OPTIONS)
-def _draw(key: PRNGKeyArray) -> tuple[UInt8[Array, "70000 28 28"], Int32[Array, "70000"]]:
+@functools.partial(jax.jit, static_argnames="added", compiler_options=_COMPILER_OPTIONS)
+def _draw(
+    key: PRNGKeyArray, *, added: bool
+) -> tuple[UInt8[Array, "70000 28 28"], Int32[Array, "70000"]]:
     """Train images, then test images, and the labels: each digit 1,000 times in every 10,000."""
     draw_key, label_key = jax.random.split(key)
     digits = jnp.arange(10_000, dtype=jnp.int32) % 10
     shuffle = jax.vmap(jax.random.permutation, (0, None))
     labels = shuffle(jax.random.split(label_key, 7), digits).reshape(-1)
-    return draw_digits(draw_key, labels), labels
+    return draw_digits(draw_key, labels, added=added), labels
 
 
 def load_synthetic(seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -187,14 +193,14 @@ def _draw_all(seed: int) -> dict[str, np.ndarray]:
             flags.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         # Not jax.random.key, which adds JAX_RANDOM_SEED_OFFSET to the seed.
         key = jax.random.wrap_key_data(jnp.array([0, seed], jnp.uint32), impl="threefry2x32")
-        images, labels = _draw(key)
+        images, labels = _draw(key, added=seed == _ADDED_SEED)
         return {"images": np.array(images), "labels": np.array(labels)}
 
 
 def add_synthetic(train: Dataset, count: int) -> Dataset:
     """The training images, followed by `count` drawn digits of a seed that is kept for this.
 
-    They show what MNIST has little of, as a 1 with a flag and a foot.
+    They show what MNIST has little of, as a 1 with a flag or a foot.
     """
     if count == 0:
         return train
