@@ -207,7 +207,9 @@ def test_a_profile_counts_nested_spans_once(run, start):
     lines = "Finished tracing f in 0.2 sec\nFinished XLA compilation of f in 0.4 sec\n"
     code = f"import time; time.sleep(0.5); print({lines + WORDS!r})"
     text, summary = run("--profile", "--runs", 1, train=code)
-    seconds = summary["profile_seconds"]
+    assert "| first start, s |" in text
+    assert summary["cold"]["profile_seconds"].keys() == summary["warm"]["profile_seconds"].keys()
+    seconds = summary["warm"]["profile_seconds"]
     whole = seconds.pop("whole")
     assert sum(seconds.values()) == pytest.approx(whole)
     assert seconds["compile"] == pytest.approx(0.4)

@@ -20,33 +20,39 @@ LARGE = 0.05
 
 
 def profile(bench: Bench, runs: int) -> dict[str, Any]:
-    """Where the time of scripts/train.py goes, medians; and how long it takes unobserved."""
+    """Where the time of scripts/train.py goes, warm and cold: medians, and the time unobserved."""
     from jaxmnist import JaxmnistError
 
-    machine, record, profiles = _measure.machine(), Record(), []
+    summary: dict[str, Any] = {"machine": _measure.machine()}
+    records = {"warm": Record(), "cold": Record()}
+    profiles: dict[str, list[dict[str, float]]] = {"warm": [], "cold": []}
     for turn in range(runs + 1):
-        record.add(turn, bench.run(PROGRAMS["ours"]))
-        try:
-            if record.problem:
-                raise RuntimeError(record.problem)
-            profiles.append(profile_once(bench.train_command, bench.ours))
-        except RuntimeError as error:
-            raise JaxmnistError(f"scripts/train.py: {error}") from error
-    seconds = {
-        name: statistics.median(profile.get(name, 0.0) for profile in profiles[1:])
-        for name in profiles[-1]
-    }
-    plain = spread([run.seconds for turn, run in record.runs.items() if turn])
-    return {"machine": machine, "profile_seconds": seconds, "unobserved_seconds": plain}
+        for start, name in (("warm", "ours"), ("cold", "ours-cold")):
+            records[start].add(turn, bench.run(PROGRAMS[name]))
+            if records[start].problem:
+                raise JaxmnistError(f"scripts/train.py: {records[start].problem}")
+            found = profile_once(bench.train_command, bench.environment(PROGRAMS[name]))
+            profiles[start].append(found)
+    for start, record in records.items():
+        names = {name: None for found in profiles[start] for name in found}
+        medians = {n: statistics.median(p.get(n, 0.0) for p in profiles[start][1:]) for n in names}
+        medians["whole"] = medians.pop("whole")  # the last row
+        plain = spread([run.seconds for turn, run in record.runs.items() if turn])
+        summary[start] = {"profile_seconds": medians, "unobserved_seconds": plain}
+    return summary
 
 
 def profile_text(summary: dict[str, Any]) -> str:
     """The profile, to be read."""
-    seconds = summary["profile_seconds"]
-    rows = [["scripts/train.py", "seconds", "share"]]
-    rows += [[name, f"{s:.3f}", f"{s / seconds['whole']:.1%}"] for name, s in seconds.items()]
-    plain = spread_text(summary["unobserved_seconds"])
-    return f"{headline(summary['machine'])}\n\n{markdown(rows)}\n\nUnobserved: {plain} s"
+    starts = [summary["warm"], summary["cold"]]
+    rows = [["scripts/train.py", "warm, s", "share", "first start, s", "share"]]
+    for name in starts[0]["profile_seconds"] | starts[1]["profile_seconds"]:
+        rows.append([name])
+        for seconds in (start["profile_seconds"] for start in starts):
+            share = seconds.get(name, 0.0) / seconds["whole"]
+            rows[-1] += [f"{seconds.get(name, 0.0):.3f}", f"{share:.1%}"]
+    plain = ", first start ".join(spread_text(start["unobserved_seconds"]) for start in starts)
+    return f"{headline(summary['machine'])}\n\n{markdown(rows)}\n\nUnobserved, s: warm {plain}"
 
 
 def profile_once(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, float]:
@@ -56,7 +62,7 @@ def profile_once(command: Sequence[str], environment: Mapping[str, str]) -> dict
     as they appear. What they leave is "rest"; steps that overlap make it smaller, or negative.
 
     Raises:
-        RuntimeError: the script failed or did not report; the message is its last line.
+        JaxmnistError: the script failed or did not report; it has the script's last line.
     """
     environment = {**environment, "JAX_LOG_COMPILES": "1", "PYTHONUNBUFFERED": "1"}
     start = ended = time.perf_counter()
@@ -87,7 +93,10 @@ def profile_once(command: Sequence[str], environment: Mapping[str, str]) -> dict
                 ended = now
     whole = time.perf_counter() - start
     if process.returncode or not laps:
-        raise RuntimeError(line.strip() or f"exit code {process.returncode}")
+        from jaxmnist import JaxmnistError
+
+        reason = line.strip() or f"exit code {process.returncode}"
+        raise JaxmnistError(f"scripts/train.py: {reason}")
     compiling = covered(compiled)
     tracing = covered(compiled + traced) - compiling
     laps.setdefault("init", laps.pop("compile", 0.0) - compiling - tracing)

@@ -112,8 +112,8 @@ class Bench:
         self.platform = result["platform"]
         return result
 
-    def run(self, program: Program) -> Run:
-        """Run a program once."""
+    def environment(self, program: Program) -> dict[str, str]:
+        """The environment of a program, with its cache as it is to find it."""
         environment = dict(self.ours if program.path == TRAIN else self.peers)
         if program.one_thread:
             environment["PJRT_NPROC"] = "1"
@@ -122,6 +122,11 @@ class Bench:
             shutil.rmtree(cold, ignore_errors=True)
             shutil.copytree(self.directory / "data", cold)
             environment["JAXMNIST_CACHE_DIR"] = str(cold)
+        return environment
+
+    def run(self, program: Program) -> Run:
+        """Run a program once."""
+        environment = self.environment(program)
         if program.path == TRAIN:
             return _measure.measure(self.train_command, environment)
         device = "cuda" if self.platform == "gpu" else "cpu"
