@@ -108,9 +108,8 @@ def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
     mask = without_lines(ink >= WEAK)
     parts, count = ndimage.label(mask, np.ones((3, 3)))
-    numbers = np.arange(count + 1)
-    mass = ndimage.sum_labels(ink, parts, numbers)
-    mass[ndimage.maximum(ink * mask, parts, numbers) < STRONG] = 0
+    mass = np.bincount(parts.ravel(), ink.ravel(), count + 1)
+    mass[np.bincount(parts[ink >= STRONG], minlength=count + 1) == 0] = 0
     mass[0] = 0  # the rest of the picture
     inner = mass.copy()
     inner[_ring(parts, 0)] = 0
