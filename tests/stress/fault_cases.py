@@ -95,6 +95,7 @@ CASES = [
     Case("save", "weights", Fault("write", "out/weights*", ENOSPC), 1, "weights.safetensors"),
     Case("save", "weights", Fault("write", "out/weights*", EIO), 1, "Input/output error"),
     Case("save", "weights", Fault("open", "out/weights*", EMFILE), 1, "Too many open files"),
+    Case("save", "weights", Fault("os.replace", "out/weights*", EROFS), 1, "Read-only file system"),
     Case("save", "everything after the start", Fault("write", "out/*", ENOSPC, 2), 1, "weights"),
     Case("save", "everything", Fault("read", "*", SHORT), 0, ""),
     Case("save", "everything", interrupted, 0, "", EINTR),
