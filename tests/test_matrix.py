@@ -5,6 +5,8 @@ import pytest
 from tests.stress import flags, matrix
 from tests.stress.every_script import SCRIPTS, prepare
 
+LONG = ("benchmark", "notebook", "pictures", "robustness")
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
@@ -16,7 +18,8 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize(
     ("script", "condition"),
     [
-        *[(script, "newline in a path") for script in SCRIPTS if script != "benchmark"],
+        *[(script, "newline in a path") for script in SCRIPTS if script not in LONG],
+        *[pytest.param(script, "newline in a path", marks=pytest.mark.slow) for script in LONG],
         *[(script, "both closed") for script in ("predict", "report", "robustness")],
         *[(script, "POSIX locale") for script in ("sweep", "export", "evaluate")],
         *[("report", f"{home} HOME") for home in ("no", "read-only", "closed")],

@@ -42,7 +42,12 @@ def ends(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--seed", 1), ("--learning-rate", 0.1), ("--hidden", 5), ("--epochs", 9)],
+    [
+        ("--learning-rate", 0.1),
+        pytest.param("--seed", 1, marks=pytest.mark.slow),
+        pytest.param("--hidden", 5, marks=pytest.mark.slow),
+        pytest.param("--epochs", 9, marks=pytest.mark.slow),
+    ],
 )
 def test_other_options_in_one_process(option, value):
     """Field case F10: nothing is trained, and each process names the option."""
@@ -52,7 +57,9 @@ def test_other_options_in_one_process(option, value):
         assert "Epoch" not in result[1]
 
 
-@pytest.mark.parametrize("name", ["http_proxy", "https_proxy"])
+@pytest.mark.parametrize(
+    "name", ["http_proxy", pytest.param("https_proxy", marks=pytest.mark.slow)]
+)
 def test_a_proxy_in_the_environment(name):
     """Field case F24: the coordinator is reached without it."""
     port, proxy = free_port(), {name: "http://127.0.0.1:9"}
@@ -72,6 +79,7 @@ def test_a_taken_port(script, monkeypatch):
     refused(result, 1, address, "in use")
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_number():
     """Field case F24: the second is named, or else the time limit is."""
     port = free_port()
