@@ -69,6 +69,14 @@ def test_what_changes_numbers_makes_another_run_and_is_named(changed):
         assert any(phrase.startswith(f"{name} ") for phrase in found), found
 
 
+def test_other_added_digits_make_another_run():
+    here = DEFAULT | {"synthetic_digits": 9, "added_digits": 2}
+    assert identity.differences(here, here) == []
+    earlier = DEFAULT | {"synthetic_digits": 9}  # it did not record which
+    assert identity.differences(earlier, here) == ["added_digits 1 there, 2 here"]
+    assert identity.differences(DEFAULT, DEFAULT | {"added_digits": 2}) == []
+
+
 def test_every_option_is_in_the_identity_or_known_to_change_no_number(script, tmp_path, few_digits):
     """A new option of scripts/train.py has to be put to one side."""
     assert script("train.py", *QUICK, "--epochs", 1, "--out", tmp_path / "out")[0] == 0

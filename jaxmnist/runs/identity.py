@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmnist.datasets.synthetic import ADDED_VERSION
 from jaxmnist.errors import DataError
 from jaxmnist.weights import load_weights
 
@@ -47,7 +48,7 @@ def record(
     `drawn_digits` says that they were taken instead of MNIST, and not asked for.
     """
     config = {name: value for options in groups.values() for name, value in options.items()}
-    config |= {"source": source, "drawn_digits": drawn_digits}
+    config |= {"source": source, "drawn_digits": drawn_digits, "added_digits": ADDED_VERSION}
     return config | {"init_sha256": _weights_digest(config["init"]), "environment": environment()}
 
 
@@ -75,6 +76,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     # MNIST is one; and with PyTorch's stream the seed makes nothing but digits.
     free = not synthetic and config.get("torch_seed") is not None
     found["seed"] = None if free else config.get("seed")
+    # Earlier versions, which did not record it, added others.
+    has_added = bool(found["synthetic_digits"])
+    found["added_digits"] = config.get("added_digits", 1) if has_added else None
     # Where the learning rate changes, it is by the share of all epochs that are done.
     scheduled = found["schedule"] != "constant" or found["warmup"]
     found["scheduled_epochs"] = config.get("epochs") if scheduled else None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxmnist.datasets.synthetic import ADDED_VERSION
 from jaxmnist.errors import UsageError
 from jaxmnist.ranking import Rank, Rung, halving_rungs, rank
 from jaxmnist.runs.sweep_file import Models, Results
@@ -120,6 +121,7 @@ def header(plan: Plan, data: str, environment: Setting) -> Setting:
         },
         "data": data,
         "part": None,  # which, from 1, of how many, in the file of a part
+        **({"added_digits": ADDED_VERSION} if plan.options.get("synthetic_digits") else {}),
         **environment,
     }
 
