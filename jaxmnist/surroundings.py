@@ -10,6 +10,7 @@ PANEL = 0.08  # of the picture, at least, is a panel
 RECTANGLE = 0.85  # of the smallest rectangle around it, at least, is filled by a panel
 CONTENT = (0.002, 0.5)  # of a panel is what lies on it
 HOLE = (0.4, 0.7)  # of a panel's sides, and of the rectangle around it, is what a thick 0 encloses
+PLAIN = 0.02  # of that, at most, looks as the panel does
 CROPPED = 0.35  # ... at most, where the panel reaches the border, as a tightly cropped 0 does
 CLEAR = 0.3  # of a line, at least, nothing crosses
 BAR = 0.15  # of the whole height is an underline thick, at most
@@ -97,19 +98,25 @@ def _panels(mask: Bool[np.ndarray, "h w"]) -> list[Bool[np.ndarray, "h w"]]:
             border.mean() < 0.5
             and CONTENT[0] < content < (CROPPED if border.any() else CONTENT[1])
             and filled.sum() > RECTANGLE * _rectangle(filled)
-            and not _is_hole(filled & ~region, filled)
+            and not _is_hole(filled & ~region, filled, mask)
         ):
             found.append(filled)
     return found
 
 
-def _is_hole(content: Bool[np.ndarray, "h w"], panel: Bool[np.ndarray, "h w"]) -> bool:
-    """Whether what lies on a panel is one spot nearly as large: then the panel is a thick 0."""
+def _is_hole(
+    content: Bool[np.ndarray, "h w"], panel: Bool[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]
+) -> bool:
+    """Whether what lies on a panel is one plain spot nearly as large: then it is a thick 0.
+
+    (A 0 that is written on the panel is no plain spot: within it the panel is seen again.)
+    """
     rows, columns = (np.flatnonzero(content.any(axis)) for axis in (1, 0))
     sides = np.ptp(rows) + 1, np.ptp(columns) + 1
     around = (np.ptp(np.flatnonzero(panel.any(axis))) + 1 for axis in (1, 0))
     wide = all(side > HOLE[0] * whole for side, whole in zip(sides, around, strict=True))
-    return bool(wide and content.sum() > HOLE[1] * sides[0] * sides[1])
+    plain = (content & mask).sum() < PLAIN * content.sum()
+    return bool(wide and plain and content.sum() > HOLE[1] * sides[0] * sides[1])
 
 
 def _rectangle(region: Bool[np.ndarray, "h w"]) -> float:

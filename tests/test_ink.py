@@ -131,6 +131,22 @@ def test_a_thick_zero_is_no_panel(width):
     np.testing.assert_array_equal(panel(zero), zero)
 
 
+@pytest.mark.parametrize("line", [3, 14])
+@pytest.mark.parametrize("width", [12, 40])
+def test_a_zero_in_a_box_is_none_of_it(line, width):
+    """Its hole is paper, as the box's inside is, other than that of a thick 0 without a box."""
+
+    def zero(pen):
+        pen.ellipse((100, 80, 200, 230), outline=0, width=width)
+
+    def boxed(pen):
+        pen.rectangle((50, 40, 250, 270), outline=0, width=line)
+        zero(pen)
+
+    alone, found = read(zero), read(boxed)
+    assert np.abs(found - alone).max() < 40
+
+
 def test_heic_is_named(tmp_path):
     path = tmp_path / "IMG_0001.HEIC"
     path.write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(40))
