@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import ndimage, stats
 
-from jaxmnist import augment
+from jaxmnist import Dataset, augment, init_state, train
+from jaxmnist.runs import recipe
 
 KEY = jax.random.key(3)
 ALONE = {
@@ -148,3 +150,20 @@ def test_strengths_can_be_vmapped(digits):
 
 def test_images_of_another_size(digits):
     assert augment.augment(KEY, digits[:, :20], **STRONG).shape == (64, 20, 28)
+
+
+def test_the_accurate_step_is_traced_once(monkeypatch):
+    """Epochs, and a short last batch, are one program; and so are all strengths."""
+    traces = []
+    monkeypatch.setattr(recipe, "handwriting", lambda *args, **more: traces.append(0) or args[1])
+    images = np.zeros((100, 28, 28), np.uint8)
+    data, tx = Dataset(images, np.zeros(100, np.int32)), optax.adamw(0.002)
+
+    @jax.jit
+    def run(key, strength):
+        model, step, _ = recipe.make_training((16,), "cross_entropy", strength, tx)
+        return train(key, data, init_state(key, model, tx), step, epochs=3, batch_size=64)
+
+    for strength in (0.5, 1.0):
+        run(KEY, strength)
+    assert len(traces) == 1
