@@ -169,45 +169,6 @@ def _stretches(
     return (edges[:-1] + edges[1:]) / 2 / losses.shape[1], means
 
 
-def time_bars(
-    labels: Sequence[str], whole: Sequence[float], train: Sequence[float], title: str
-) -> "Figure":
-    """One bar a program, the slowest first: training, then everything else of its process.
-
-    Args:
-        labels: the programs' names; ours begin with "jaxmnist".
-        whole: seconds of each process.
-        train: seconds of each training, 0 where it is not known.
-        title: what was measured, and on which machine.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.9 + 0.36 * len(labels)), layout="constrained")
-    axes = figure.subplots()
-    programs = sorted(zip(labels, whole, train, strict=True), key=lambda bar: -bar[1])
-    names, widths, starts = (
-        [name for name, _, _ in programs],
-        [width for _, width, _ in programs],
-        [start for _, _, start in programs],
-    )
-    colors = [COLORS[1] if name.startswith("jaxmnist") else COLORS[0] for name in names]
-    axes.barh(names, starts, color=colors)
-    rest = [width - start for width, start in zip(widths, starts, strict=True)]
-    bars = axes.barh(names, rest, left=starts, color=colors, alpha=0.45)
-    texts = [
-        f"{width:.1f} s, training {start:.2f} s" if start else f"{width:.1f} s"
-        for width, start in zip(widths, starts, strict=True)
-    ]
-    axes.bar_label(bars, texts, padding=4, color=GREY, fontsize=9)
-    axes.set_xlim(0, max(whole, default=1) * 1.4)
-    axes.set_xlabel("seconds, whole process; the full colour is training", color=GREY)
-    axes.set_title(title, color=GREY, fontsize=10, loc="left")
-    axes.tick_params(colors=GREY)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
-    return figure
-
-
 def save_figure(figure: "Figure", path: Path, creator: str, *, transparent: bool = False) -> None:
     """Write the figure into a .png, .pdf or .svg file, which appears whole or not at all.
 

@@ -18,14 +18,14 @@ import dataclasses
 import json
 import signal
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import _measure
+import _scale
 from _options import FilePath, Flag, at_least, check_path, wrong
 from _profile import profile, profile_text
-from _programs import PROGRAMS, Bench, why_not
+from _programs import PROGRAMS, Bench, take_turns, why_not
 from _results import Record, summarize, summarize_embedded, text
 
 
@@ -50,6 +50,9 @@ class Options:
     """File for a bar chart, .png or .svg."""
     profile: Flag = False
     """Show where the time of scripts/train.py goes instead."""
+    scale: Flag = False
+    """Show instead how the time of an image grows with the batch, the width of the layers and the
+    number of models. Takes about five minutes a turn; three turns do."""
 
     def __post_init__(self) -> None:
         at_least(1, runs=self.runs)
@@ -58,8 +61,10 @@ class Options:
         for name in self.only:
             if name not in PROGRAMS:
                 wrong(f"--only {name}: no such program, there are {', '.join(PROGRAMS)}")
-        if self.profile and self.chart:
-            wrong("--chart shows the programs; --profile runs none of them")
+        if self.profile and (self.chart or self.scale):
+            wrong("--profile runs no other programs: it has no --chart, and no --scale")
+        if self.scale and (self.only or self.peers == "none"):
+            wrong("--scale has its own programs: leave out --only and --peers")
         for path in (self.out, self.chart):
             if path and not path.absolute().parent.is_dir():
                 wrong(f"{path}: there is no directory {path.absolute().parent}")
@@ -77,23 +82,26 @@ def main(options: Options) -> None:
         if options.profile:
             summary = profile(bench, options.runs)
             print(profile_text(summary))
+        elif options.scale:
+            summary = _scale.measure(bench, options.runs, options.time_limit)
+            print(_scale.text(summary))
         else:
             summary = measure_all(bench, options)
             print(text(summary))
     if options.out:
         options.out.write_text(json.dumps(summary, indent=2) + "\n")
     if options.chart:
-        save_chart(summary, options.chart)
+        import _charts
+
+        save = _charts.save_scale if options.scale else _charts.save_programs
+        save(summary, str(options.chart))
     if summary.get("stopped") == "Ctrl-C":
         raise Stopped(signal.SIGINT, "interrupted; the turns before it are reported")
 
 
 def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
     """Time every program, in turns, and sum it up."""
-    import tqdm
-
-    deadline = time.monotonic() + 60 * options.time_limit if options.time_limit else float("inf")
-    machine, peaks, stopped = _measure.machine(), [bench.peak()], None
+    machine, peaks = _measure.machine(), [bench.peak()]
     records, skipped = {}, {}
     for name, program in PROGRAMS.items():
         if options.only and name not in options.only:
@@ -104,23 +112,18 @@ def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
             skipped[name] = reason
         else:
             records[name] = Record()
-    turns = [(turn, name) for turn in range(options.runs + 1) for name in records]
-    try:
-        for turn, name in tqdm.tqdm(turns, unit="run", leave=False, disable=None):
-            if time.monotonic() > deadline:
-                stopped = f"--time-limit {options.time_limit:g}"
-                break
-            if turn == 1 and not records[name].problem:
-                records[name] = Record()  # the first was to warm up
-            if not records[name].problem:
-                records[name].add(turn, bench.run(PROGRAMS[name]))
-            if turn and name == turns[-1][1]:
-                peaks.append(bench.peak())
-    except KeyboardInterrupt:
-        stopped = "Ctrl-C"
+
+    def run(turn: int, name: str) -> None:
+        if turn == 1 and not records[name].problem:
+            records[name] = Record()  # the first was to warm up
+        if not records[name].problem:
+            records[name].add(turn, bench.run(PROGRAMS[name]))
+        if turn and name == list(records)[-1]:
+            peaks.append(bench.peak())
+
+    stopped = take_turns(range(options.runs + 1), list(records), options.time_limit, run)
     machine["load_average_after"] = os.getloadavg()[0]
-    cpu = f"{machine['cpu']}, {machine['cores']} cores"
-    machine["device"] = cpu if bench.platform == "cpu" else peaks[0]["device"]
+    machine["device"] = bench.name(machine, peaks[0])
     peak = {library: max(p[library] for p in peaks) for library in ("numpy", "xla")}
     ours = records.get("ours", Record())
     summary: dict[str, Any] = {"machine": machine, "runs": options.runs, "stopped": stopped}
@@ -133,20 +136,6 @@ def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
                 PROGRAMS[name].label, record, ours, max(peak.values())
             )
     return summary
-
-
-def save_chart(summary: dict[str, Any], path: Path) -> None:
-    """A bar for each program that ran."""
-    from jaxmnist.plots import time_bars
-
-    rows = [row for row in summary["programs"].values() if row["whole_seconds"]]
-    whole, train = (
-        [row[key]["median"] if row[key] else 0.0 for row in rows]
-        for key in ("whole_seconds", "train_seconds")
-    )
-    title = f"784-128-64-10 on MNIST, five epochs in batches of 64\n{summary['machine']['device']}"
-    figure = time_bars([row["label"] for row in rows], whole, train, title)
-    figure.savefig(path, dpi=160, transparent=True)
 
 
 if __name__ == "__main__":

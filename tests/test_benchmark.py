@@ -1,5 +1,6 @@
 """scripts/benchmark.py: its figures, and that it goes on where a peer cannot."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.helpers import PATIENCE, ROOT, refused
@@ -221,12 +223,64 @@ def test_a_profile_counts_nested_spans_once(run, start):
     refused((process.returncode, stdout, stderr), 1, "scripts/train.py: ", "no such thing")
 
 
+def test_scale(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    text, summary = run(
+        *("--scale", "--runs", 2, "--chart", tmp_path / "scale.png"),
+        ours_scan=printing(train_seconds=1.0),
+        flax_linen=printing(train_seconds=0.8),
+        numpy_openblas=printing(loss=2.3),
+    )
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+    rows = {(row["axis"], row["value"], row["program"]): row for row in summary["scale"]}
+    assert {value for axis, value, _ in rows if axis == "batch"} == {16, 64, 256, 1024, 4096}
+    assert rows["width", 256, "linen"]["job"]["hidden"] == [256, 256]
+    for (axis, value, program), row in rows.items():
+        assert row["job"]["images"] >= 8 * row["job"].get("batch", 64)
+        if program == "linen":
+            assert row["ratio"]["runs"] == [0.8, 0.8]
+        models = value if axis == "models" else 1
+        time = rows[axis, value, "ours"]["us_per_image"]["median"]
+        assert time * row["job"]["images"] * models == pytest.approx(1e6)
+    # The work of the notebook's batches: 60,000 images of 2 * (2 * forward + 128 * 64 + 64 * 10).
+    notebook = rows["batch", 64, "ours"]
+    assert notebook["share_of_peak"] == pytest.approx(
+        notebook["job"]["images"] * 2 * (2 * 109_184 + 8_832) / 1e9 / 100
+    )
+    assert "[>] models at once 16, linen: ahead of ours by more than 10%" in text
+    assert "[!] images in a batch 64, numpy: its loss is 2.3000, ours 0.3900" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [1, 2])
+def test_the_programs_of_scale_do_the_same(tmp_path, models):
+    """Each trains a few batches of what it was asked for, and ends at about the same loss."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(10, size=1000, dtype=np.uint8)
+    images = (rng.random((1000, 28, 28)) * 25 * labels[:, None, None]).astype(np.uint8)
+    arrays = {"train_images": images, "train_labels": labels}
+    np.savez(tmp_path / "x.npz", **arrays, test_images=images[:50], test_labels=labels[:50])
+    job = {"hidden": (32, 16), "batch": 8, "epochs": 20, "images": 1000, "models": models}
+    losses = {}
+    for name in ("ours_scan", "flax_linen", "numpy_openblas", "torch_compile"):
+        if name == "torch_compile" and not importlib.util.find_spec("torch"):
+            continue
+        command = [sys.executable, ROOT / "scripts" / "peers" / f"{name}.py"]
+        arguments = [tmp_path / "x.npz", "cpu", json.dumps(job)]
+        out = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+        losses[name] = json.loads(out.stdout.splitlines()[-1])["loss"]
+    assert losses["ours_scan"] < 2.1  # it has learned
+    for name, loss in losses.items():
+        assert loss == pytest.approx(losses["ours_scan"], rel=0.1), name
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ("--only numpi", ["numpi", "numpy"]),
         ("--runs 0", ["--runs", "at least 1"]),
         ("--profile --chart x.png", ["--chart", "--profile"]),
+        ("--scale --only ours", ["--scale", "--only"]),
         ("--peers some", ["--peers", "some"]),
         ("--out /no/such/directory/x.json", ["/no/such/directory"]),
     ],

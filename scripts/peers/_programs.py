@@ -7,13 +7,16 @@ import json
 import os
 import shutil
 import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import _measure
 from _measure import Run
 from _results import last_line
 
+Which = TypeVar("Which")
 PEERS = Path(__file__).parent
 TRAIN = PEERS.parent / "train.py"
 
@@ -65,6 +68,37 @@ def why_not(program: Program, platform: str) -> str | None:
     return None
 
 
+def take_turns(
+    turns: Iterable[int],
+    programs: Sequence[Which],
+    time_limit: float,
+    run: Callable[[int, Which], None],
+) -> str | None:
+    """Call `run(turn, program)` for all programs in each turn.
+
+    Args:
+        turns: their numbers.
+        programs: what there is to run.
+        time_limit: minutes after which no more is started; 0 is no limit.
+        run: what runs it.
+
+    Returns:
+        Why it ended early, if it did.
+    """
+    import tqdm
+
+    deadline = time.monotonic() + 60 * time_limit if time_limit else float("inf")
+    everything = [(turn, program) for turn in turns for program in programs]
+    try:
+        for turn, program in tqdm.tqdm(everything, unit="run", leave=False, disable=None):
+            if time.monotonic() > deadline:
+                return f"--time-limit {time_limit:g}"
+            run(turn, program)
+    except KeyboardInterrupt:
+        return "Ctrl-C"
+    return None
+
+
 class Bench:
     """The directory, the environments and the commands of one benchmark."""
 
@@ -112,6 +146,11 @@ class Bench:
         self.platform = result["platform"]
         return result
 
+    def name(self, machine: Mapping[str, Any], peak: Mapping[str, Any]) -> str:
+        """Of the device, for a reader; JAX calls every processor "cpu"."""
+        cpu = f"{machine['cpu']}, {machine['cores']} cores"
+        return cpu if self.platform == "cpu" else str(peak["device"])
+
     def environment(self, program: Program) -> dict[str, str]:
         """The environment of a program, with its cache as it is to find it."""
         environment = dict(self.ours if program.path == TRAIN else self.peers)
@@ -124,11 +163,12 @@ class Bench:
             environment["JAXMNIST_CACHE_DIR"] = str(cold)
         return environment
 
-    def run(self, program: Program) -> Run:
-        """Run a program once."""
+    def run(self, program: Program, changes: Mapping[str, Any] | None = None) -> Run:
+        """Run a program once; `changes` are what `_job` is to do otherwise."""
         environment = self.environment(program)
         if program.path == TRAIN:
             return _measure.measure(self.train_command, environment)
         device = "cuda" if self.platform == "gpu" else "cpu"
         command = [sys.executable, str(program.path), str(self.directory / "mnist.npz"), device]
+        command += [json.dumps(changes)] if changes else []
         return _measure.measure(command, environment)

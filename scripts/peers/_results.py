@@ -22,6 +22,7 @@ EXPECTED = {"loss": (0.37, 0.41), "accuracy": (0.885, 0.915)}
 class Record:
     """What the runs of one program gave, by turn."""
 
+    expected: dict[str, tuple[float, float]] = dataclasses.field(default_factory=EXPECTED.copy)
     runs: dict[int, Run] = dataclasses.field(default_factory=dict)
     results: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)
     problem: str | None = None
@@ -36,7 +37,7 @@ class Record:
         except (ValueError, LookupError) as error:
             self.problem = f"failed: {error}"
             return
-        for key, (low, high) in EXPECTED.items():
+        for key, (low, high) in self.expected.items():
             if key in result and not low <= result[key] <= high:
                 self.problem = f"its {key} is {result[key]:.4f}, outside {low} to {high}"
 

@@ -4,15 +4,20 @@ import time
 from itertools import pairwise
 
 import numpy as np
-from _job import RATE, SIZES, batches, load, orders, report
+from _job import MODELS, RATE, SIZES, batches, load, orders, report
 
 images, labels, test_images, test_labels = load()
-rng = np.random.default_rng(0)
-weights, biases = [], []
-for inputs, outputs in pairwise(SIZES):
-    bound = inputs**-0.5
-    weights.append(rng.uniform(-bound, bound, (inputs, outputs)).astype(np.float32))
-    biases.append(rng.uniform(-bound, bound, outputs).astype(np.float32))
+weights: list[np.ndarray] = []
+biases: list[np.ndarray] = []
+
+
+def init(seed: int) -> None:
+    """The weights before the first step."""
+    rng = np.random.default_rng(seed)
+    for inputs, outputs in pairwise(SIZES):
+        bound = inputs**-0.5
+        weights.append(rng.uniform(-bound, bound, (inputs, outputs)).astype(np.float32))
+        biases.append(rng.uniform(-bound, bound, outputs).astype(np.float32))
 
 
 def normalize(pixels: np.ndarray) -> np.ndarray:
@@ -55,8 +60,12 @@ def step(x: np.ndarray, y: np.ndarray) -> float:
 
 
 start = time.perf_counter()
-for order in orders(len(images)):
-    losses = [step(normalize(images[rows]), labels[rows]) for rows in batches(order)]
+for seed in range(MODELS):  # one after the other
+    weights.clear()
+    biases.clear()
+    init(seed)
+    for order in orders(len(images), seed):
+        losses = [step(normalize(images[rows]), labels[rows]) for rows in batches(order)]
 seconds = time.perf_counter() - start
 
 predictions = forward(normalize(test_images))[-1].argmax(axis=1)
