@@ -18,6 +18,7 @@ import dataclasses
 import json
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +102,7 @@ def main(options: Options) -> None:
 
 def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
     """Time every program, in turns, and sum it up."""
+    started = time.monotonic()
     machine, peaks = _measure.machine(), [bench.peak()]
     records, skipped = {}, {}
     for name, program in PROGRAMS.items():
@@ -121,7 +123,7 @@ def measure_all(bench: Bench, options: Options) -> dict[str, Any]:
         if turn and name == list(records)[-1]:
             peaks.append(bench.peak())
 
-    stopped = take_turns(range(options.runs + 1), list(records), options.time_limit, run)
+    stopped = take_turns(range(options.runs + 1), list(records), options.time_limit, started, run)
     machine["load_average_after"] = os.getloadavg()[0]
     machine["device"] = bench.name(machine, peaks[0])
     peak = {library: max(p[library] for p in peaks) for library in ("numpy", "xla")}

@@ -72,6 +72,7 @@ def take_turns(
     turns: Iterable[int],
     programs: Sequence[Which],
     time_limit: float,
+    started: float,
     run: Callable[[int, Which], None],
 ) -> str | None:
     """Call `run(turn, program)` for all programs in each turn.
@@ -80,6 +81,7 @@ def take_turns(
         turns: their numbers.
         programs: what there is to run.
         time_limit: minutes after which no more is started; 0 is no limit.
+        started: when they began, by `time.monotonic`.
         run: what runs it.
 
     Returns:
@@ -87,7 +89,7 @@ def take_turns(
     """
     import tqdm
 
-    deadline = time.monotonic() + 60 * time_limit if time_limit else float("inf")
+    deadline = started + 60 * time_limit if time_limit else float("inf")
     everything = [(turn, program) for turn in turns for program in programs]
     try:
         for turn, program in tqdm.tqdm(everything, unit="run", leave=False, disable=None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any, NamedTuple
 
 import _measure
@@ -59,6 +61,7 @@ def points(platform: str) -> list[Point]:
 
 def measure(bench: Bench, runs: int, time_limit: float) -> dict[str, Any]:
     """Time every program at every point, in turns, and sum it up."""
+    started = time.monotonic()
     machine, peak = _measure.machine(), bench.peak()
     machine["device"] = bench.name(machine, peak)
     skipped = {n: why for n, p in SCALED.items() if (why := why_not(p, bench.platform))}
@@ -71,7 +74,7 @@ def measure(bench: Bench, runs: int, time_limit: float) -> dict[str, Any]:
         if not records[which].problem:
             records[which].add(turn, bench.run(programs[name], rows[k].job))
 
-    stopped = take_turns(range(1, runs + 1), list(records), time_limit, run)
+    stopped = take_turns(range(1, runs + 1), list(records), time_limit, started, run)
     summary: dict[str, Any] = {"machine": machine, "runs": runs, "stopped": stopped}
     summary |= {"peak_gflops": peak, "skipped": skipped}
     best = max(peak["numpy"], peak["xla"])
@@ -88,7 +91,7 @@ def measure(bench: Bench, runs: int, time_limit: float) -> dict[str, Any]:
 def summarize(point: Point, record: Record, ours: Record, peak: float) -> dict[str, Any]:
     """The figures of one program at one point; its ratios to ours are taken within each turn."""
     seconds, base = record.seconds("train_seconds"), ours.seconds("train_seconds")
-    time = spread([s / point.trained * 1e6 for s in seconds.values()])
+    per_image = spread([s / point.trained * 1e6 for s in seconds.values()])
     flops = training_flops(point.sizes, point.trained) / 1e9
     problem = record.problem
     if seconds and base:
@@ -97,9 +100,9 @@ def summarize(point: Point, record: Record, ours: Record, peak: float) -> dict[s
             problem = f"its loss is {loss:.4f}, ours {expected:.4f}"
     return {
         "problem": problem,
-        "us_per_image": time,
+        "us_per_image": per_image,
         "ratio": spread([seconds[turn] / base[turn] for turn in seconds if turn in base]),
-        "share_of_peak": flops / peak / (time["median"] * point.trained / 1e6) if time else None,
+        "share_of_peak": flops / peak / statistics.median(seconds.values()) if seconds else None,
         "peak_bytes": max(run.peak_bytes for run in record.runs.values()),
     }
 
