@@ -76,7 +76,7 @@ def main(options: Options) -> None:
     from jaxmnist.errors import Stopped
 
     if options.chart:
-        import matplotlib.figure  # noqa: F401  (missed now rather than after the work)
+        import _charts  # a matplotlib that is missing is missed now, and not after the work
     with tempfile.TemporaryDirectory(prefix="jaxmnist-benchmark-") as name:
         bench = Bench(Path(name), options.device)
         bench.prepare()
@@ -92,8 +92,6 @@ def main(options: Options) -> None:
     if options.out:
         options.out.write_text(json.dumps(summary, indent=2) + "\n")
     if options.chart:
-        import _charts
-
         save = _charts.save_scale if options.scale else _charts.save_programs
         save(summary, str(options.chart))
     if summary.get("stopped") == "Ctrl-C":

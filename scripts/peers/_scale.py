@@ -67,7 +67,7 @@ def measure(bench: Bench, runs: int, time_limit: float) -> dict[str, Any]:
     skipped = {n: why for n, p in SCALED.items() if (why := why_not(p, bench.platform))}
     programs = {n: program for n, program in SCALED.items() if n not in skipped}
     rows = points(bench.platform)
-    records = {(k, name): Record({}) for k in range(len(rows)) for name in programs}
+    records = {(k, name): Record(expected={}) for k in range(len(rows)) for name in programs}
 
     def run(turn: int, which: tuple[int, str]) -> None:
         k, name = which

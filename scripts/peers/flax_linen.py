@@ -67,7 +67,7 @@ def start_state() -> TrainState:
 
 keys = jax.random.split(jax.random.key(0), MODELS)
 epochs = [
-    np.squeeze(np.stack(seeds), 0) if MODELS == 1 else np.stack(seeds)
+    np.stack(seeds) if MODELS > 1 else seeds[0]
     for seeds in zip(*(orders(len(images), seed) for seed in range(MODELS)), strict=True)
 ]
 for rows in list(batches(epochs[0]))[-2:]:  # compiles both sizes
