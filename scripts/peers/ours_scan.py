@@ -11,6 +11,7 @@ from _job import BATCH, EPOCHS, MODELS, RATE, SIZES, load, report
 from jaxmnist import (
     MLP,
     Dataset,
+    TrainState,
     evaluate,
     init_state,
     make_metrics,
@@ -28,26 +29,31 @@ dataset = Dataset(images.reshape(-1, 28, 28), labels)
 model, tx = MLP(hidden=SIZES[1:-1]), optax.sgd(RATE)
 
 
-def run(seed: jax.Array, dataset: Dataset) -> tuple[object, jax.Array]:
+def run(member: tuple[jax.Array, TrainState], dataset: Dataset) -> tuple[object, jax.Array]:
     """The parameters after all epochs, and the mean loss of the last."""
-    key = jax.random.key(seed)
+    seed, state = member
     step = make_train_step(make_objective(model.apply), tx)
-    state = init_state(key, model, tx)
+    key = jax.random.key(seed)
     state, metrics = train(key, dataset, state, step, epochs=EPOCHS, batch_size=BATCH)
     return state.params, metrics["loss"][-1].mean()
 
 
+@jax.jit
+def init(seed: jax.Array) -> TrainState:
+    """The state before the first step."""
+    return init_state(jax.random.key(seed), model, tx)._replace(key=None)
+
+
 seeds = np.arange(MODELS, dtype=np.uint32)
 if MODELS > 1:
-    population = compile_population(run, seeds, dataset)
-    program = partial(run_population, population, seeds)
+    members = jax.device_get((seeds, jax.vmap(init)(seeds)))
+    program = partial(run_population, compile_population(run, members, dataset), members)
 else:
-    data = jax.device_put(dataset)
-    compiled = jax.jit(run).lower(seeds[0], data).compile()
-    program = partial(compiled, seeds[0], data)
+    member, data = jax.device_put(((seeds[0], init(seeds[0])), dataset))
+    program = partial(jax.jit(run).lower(member, data).compile(), member, data)
 
 start = time.perf_counter()
-params, loss = jax.device_get(program())
+params, loss = jax.block_until_ready(program())
 seconds = time.perf_counter() - start
 
 if MODELS > 1:
