@@ -144,20 +144,26 @@ def text(summary: dict[str, Any]) -> str:
         cells += [number(row["images_per_second"], ",.0f"), number(row["gflops"], ",.0f")]
         cells += [number(row["share_of_peak"], ".0%"), number(row["peak_bytes"] / 1e6, ",.0f")]
         rows.append(cells)
-    peak = summary["peak_gflops"]
-    lines = [headline(summary["machine"]), f"device: {summary['machine']['device']}", ""]
-    lines += [markdown(rows), ""] if summary["programs"] else []
-    lines += [f"Median (smallest to largest) of {summary['runs']} turns; ratios within each turn."]
-    lines += [f"Stopped early by {summary['stopped']}."] if summary["stopped"] else []
-    lines += [f"Matmul peak: NumPy {peak['numpy']:,.0f}, XLA {peak['xla']:,.0f} GFLOP/s."]
+    lines = framed(summary, [rows])
     for row in summary["embedded"].values():
         for key, values in row["figures"].items():
             what = re.sub("models_([0-9]+)", r"\1 models at once", key).replace("_", " ")
             lines.append(f"{row['label']}, {what}: {spread_text(values)}")
     every = {**summary["programs"], **summary["embedded"]}
     notes += [f"[!] {name}: {row['problem']}" for name, row in every.items() if row["problem"]]
-    notes += [f"Skipped: {name} ({reason})" for name, reason in summary["skipped"].items()]
     return "\n".join(lines + notes)
+
+
+def framed(summary: dict[str, Any], tables: list[list[list[str]]], left: int = 1) -> list[str]:
+    """The machine, the tables that have rows, and how they were measured."""
+    peak, stopped = summary["peak_gflops"], summary["stopped"]
+    lines = [headline(summary["machine"]), f"device: {summary['machine']['device']}", ""]
+    for rows in tables:
+        lines += [markdown(rows, left=left), ""] if len(rows) > 1 else []
+    lines += [f"Median (smallest to largest) of {summary['runs']} turns; ratios within each turn."]
+    lines += [f"Stopped early by {stopped}."] if stopped else []
+    lines += [f"Matmul peak: NumPy {peak['numpy']:,.0f}, XLA {peak['xla']:,.0f} GFLOP/s."]
+    return lines + [f"Skipped: {name} ({why})" for name, why in summary["skipped"].items()]
 
 
 def number(value: float | None, form: str) -> str:

@@ -7,9 +7,8 @@ import time
 from typing import Any, NamedTuple
 
 import _measure
-from _output import markdown
 from _programs import PEERS, PROGRAMS, Bench, Program, take_turns, why_not
-from _results import SIZES, Record, headline, number, spread, spread_text, training_flops
+from _results import SIZES, Record, framed, number, spread, spread_text, training_flops
 
 TITLES = {
     "batch": "images in a batch",
@@ -109,8 +108,7 @@ def summarize(point: Point, record: Record, ours: Record, peak: float) -> dict[s
 
 def text(summary: dict[str, Any]) -> str:
     """Everything measured, to be read; the tables are Markdown."""
-    lines = [headline(summary["machine"]), f"device: {summary['machine']['device']}", ""]
-    notes = []
+    notes, tables = [], []
     for axis, title in TITLES.items():
         rows = [[title, "program", "us an image", "to ours", "of peak", "memory, MB"]]
         for row in (row for row in summary["scale"] if row["axis"] == axis):
@@ -125,11 +123,7 @@ def text(summary: dict[str, Any]) -> str:
             cells = [f"{row['value']:,}", label, spread_text(row["us_per_image"])]
             cells += [spread_text(ratio), number(row["share_of_peak"], ".0%")]
             rows.append([*cells, number(row["peak_bytes"] / 1e6, ",.0f")])
-        lines += [markdown(rows, left=2), ""] if len(rows) > 1 else []
-    lines += [f"Median (smallest to largest) of {summary['runs']} turns; ratios within each turn."]
+        tables.append(rows)
+    lines = framed(summary, tables, left=2)
     lines += ["Training only, after compiling; the time is for one image and one model."]
-    lines += [f"Stopped early by {summary['stopped']}."] if summary["stopped"] else []
-    peak = summary["peak_gflops"]
-    lines += [f"Matmul peak: NumPy {peak['numpy']:,.0f}, XLA {peak['xla']:,.0f} GFLOP/s."]
-    notes += [f"Skipped: {name} ({reason})" for name, reason in summary["skipped"].items()]
     return "\n".join(lines + notes)
