@@ -58,10 +58,12 @@ def _forget_programs():
 
 @pytest.fixture
 def sigint():
-    """Child processes end at SIGINT, even if these tests run in the background, where none does."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Child processes heed SIGINT and SIGHUP, even if these tests run behind `&` or nohup."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield signal.SIGINT
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -50,8 +50,6 @@ def test_going_on_equals_never_having_stopped(script, tmp_path, whole):
 )
 def test_a_signal_saves_and_says_how_to_go_on(script, tmp_path, whole, sigint, number):
     """Field cases F22 and F28: the same signal once more within a second is the same request."""
-    if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip(f"{number.name} is ignored here, as under nohup, and so by train.py")
     out = tmp_path / "out"
     options = [*map(str, (*QUICK, *STEPS, "--out", out, "--resume"))]
     process = subprocess.Popen(

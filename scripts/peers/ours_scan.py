@@ -40,7 +40,7 @@ def run(member: tuple[jax.Array, TrainState], dataset: Dataset) -> tuple[object,
 
 @jax.jit
 def init(seed: jax.Array) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step, without a key, which the host cannot hold."""
     return init_state(jax.random.key(seed), model, tx)._replace(key=None)
 
 
