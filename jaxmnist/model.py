@@ -1,6 +1,7 @@
 """The notebook's model: Linear, ReLU, Linear, ReLU, Linear and, if asked for, LogSoftmax."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -51,6 +52,11 @@ class MLP(nn.Module):
     classes: int = 10
     log_probs: bool = False
     dtype: jax.typing.DTypeLike | None = None
+
+    if TYPE_CHECKING:  # by Linen's own type it might return a tuple, as a module with state does
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+            """The logits."""
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "n *shape"]) -> Float[Array, "n classes"]:

@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
     step: Int32[Array, ""]  # an array: a Python int would make the first call compile twice
     params: Params  # what is trained
-    opt_state: optax.OptState
+    opt_state: Any  # the optimizer's own: what `tx.init(params)` gives
     model_state: Any = None  # what is carried and not trained: batch statistics, a teacher
     key: PRNGKeyArray | None = None  # the run's; a step's own is fold_in(key, step)
 

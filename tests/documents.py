@@ -43,6 +43,15 @@ def commands(document: str) -> list[Block]:
     return [b for b in read_blocks(document) if b.language == "sh" and not b.not_run]
 
 
+def read_chapters(document: str) -> list[list[str]]:
+    """The code of the examples before the first heading of the second level, and after each."""
+    chapters = re.split(r"^## ", (ROOT / document).read_text(), flags=re.MULTILINE)
+    found = [
+        re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for text in chapters
+    ]
+    return [blocks for blocks in found if blocks]
+
+
 def write_example(document: str, path: Path) -> bool:
     """Write the document's examples into one program, with its line numbers; are there any?"""
     lines: list[str] = []

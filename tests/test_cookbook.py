@@ -491,7 +491,7 @@ def test_sam(run, digits):
 
 
 def test_population_based_training(run):
-    (names,) = run("Population-based training")
+    _, names = run("Population-based training")
     states, rates = names["states"], names["states"].opt_state.hyperparams["learning_rate"]
     losses = jnp.array([0.3, 0.1, 0.9, 0.2, 0.8, 0.4, 0.5, 0.6])  # worst: 2 and 4; best: 1 and 3
     after = names["exchange"](KEY, states, losses)
