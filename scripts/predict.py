@@ -14,14 +14,11 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from _options import FilePath, Flag, Weights, check_path, wrong
 from _output import printable
-
-if TYPE_CHECKING:  # the functions import what they use, so that --help does not wait for JAX
-    pass
 
 BAR = 40  # characters that a probability of 1 takes
 PLOTS = (".png", ".pdf", ".svg")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -62,10 +63,11 @@ def installed(clone, tmp_path, mnist_dir) -> dict[str, str]:
 
 
 def run(block: Block, clone: Path, environment: dict[str, str]) -> None:
-    script = f"{block.text.rstrip()} {block.added}"
+    script, began = f"{block.text.rstrip()} {block.added}", time.perf_counter()
     done = subprocess.run(
         ["bash", "-euc", script], cwd=clone, env=environment, capture_output=True, text=True
     )
+    print(f"{block.place}: {time.perf_counter() - began:.1f} s")  # pytest -s shows it
     assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr, f"{block.place}: {done.stderr}"
 

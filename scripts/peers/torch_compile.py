@@ -5,21 +5,14 @@ Many models are a vmap of the gradient.
 """
 
 import time
-from itertools import pairwise
 
-import numpy as np
 import torch
-from _job import BATCH, EPOCHS, MODELS, RATE, SIZES, device, load, report
+from _job import BATCH, EPOCHS, MODELS, RATE, device, load, report
+from _torch_job import accuracy, network, to_device
 from torch import nn
 from torch.func import functional_call, grad_and_value
 
 Params = dict[str, torch.Tensor]
-
-
-def to_device(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images in [-1, 1] and the labels."""
-    pixels = torch.from_numpy(images).to(device(), torch.float32)
-    return pixels.div_(127.5).sub_(1), torch.from_numpy(labels).to(device(), torch.int64)
 
 
 def loss_fn(params: Params, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -36,15 +29,9 @@ def step(params: Params, x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -
     return loss
 
 
-def layers() -> nn.Sequential:
-    """784-128-64-10, or what `SIZES` says."""
-    pairs = [(nn.Linear(*sizes), nn.ReLU()) for sizes in pairwise(SIZES)]
-    return nn.Sequential(*[layer for pair in pairs for layer in pair][:-1]).to(device())
-
-
 def init() -> Params:
     """The weights before the first step, of the model or of all models."""
-    models = [dict(layers().named_parameters()) for _ in range(MODELS)]
+    models = [dict(network().named_parameters()) for _ in range(MODELS)]
     names = models[0]
     stack = {name: torch.stack([params[name].detach() for params in models]) for name in names}
     return stack if MODELS > 1 else {name: leaf[0].clone() for name, leaf in stack.items()}
@@ -60,7 +47,7 @@ def order() -> list[torch.Tensor]:
 grad_fn = grad_and_value(loss_fn) if MODELS == 1 else torch.vmap(grad_and_value(loss_fn))
 images, labels, test_images, test_labels = load()
 torch.manual_seed(0)
-model, params = layers(), init()
+model, params = network(), init()
 
 x, y = to_device(images, labels)
 for rows in order()[-2:]:  # compiles both sizes
@@ -78,6 +65,8 @@ seconds = time.perf_counter() - start
 
 if MODELS > 1:
     params = {name: leaf[0] for name, leaf in params.items()}
-x, y = to_device(test_images, test_labels)
-accuracy = (functional_call(model, params, (x,)).argmax(1) == y).float().mean()
-report(seconds, mean_loss, accuracy.item())
+report(
+    seconds,
+    mean_loss,
+    accuracy(lambda x: functional_call(model, params, (x,)), test_images, test_labels),
+)

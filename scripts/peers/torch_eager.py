@@ -2,23 +2,14 @@
 
 import time
 
-import numpy as np
 import torch
 from _job import BATCH, EPOCHS, RATE, device, load, report
+from _torch_job import accuracy, network, to_device
 from torch import nn
-
-
-def to_device(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images in [-1, 1] and the labels."""
-    pixels = torch.from_numpy(images).to(device(), torch.float32)
-    return pixels.div_(127.5).sub_(1), torch.from_numpy(labels).to(device(), torch.int64)
-
 
 images, labels, test_images, test_labels = load()
 torch.manual_seed(0)
-model = nn.Sequential(
-    nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
-).to(device())
+model = network()
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE, fused=True)
 
@@ -36,6 +27,4 @@ for _ in range(EPOCHS):
 mean_loss = total.item() / len(order)
 seconds = time.perf_counter() - start
 
-with torch.no_grad():
-    x, y = to_device(test_images, test_labels)
-    report(seconds, mean_loss, (model(x).argmax(1) == y).float().mean().item())
+report(seconds, mean_loss, accuracy(model, test_images, test_labels))

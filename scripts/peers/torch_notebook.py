@@ -8,6 +8,7 @@ import time
 import numpy as np
 import torch
 from _job import BATCH, EPOCHS, RATE, device, load, report
+from _torch_job import network
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -37,9 +38,7 @@ trainloader = DataLoader(Mnist(images, labels), batch_size=BATCH, shuffle=True)
 testloader = DataLoader(Mnist(test_images, test_labels), batch_size=BATCH)
 
 torch.manual_seed(0)
-model = nn.Sequential(
-    nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
-).to(device())
+model = network()
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 
