@@ -31,6 +31,10 @@ collect_ignore_glob = ["[!tc]*.py", "stress/*"]
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the time would go into XLA's optimisations of programs that run once. What runs in a
+# process of its own, and all that .ci/run does with the newest Python, is optimised as for a user.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(items):
@@ -145,12 +149,16 @@ def script(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, options)])
         monkeypatch.setattr(sys, "path", sys.path[:])  # a script puts its directory first
         capfd.readouterr()
-        precision = jax.config.jax_default_matmul_precision  # a script sets it for its process
+        # As in a process of its own, which a script sets the precision for.
+        flags = ("jax_default_matmul_precision", "jax_disable_most_optimizations")
+        before = {flag: jax.config.values[flag] for flag in flags}
+        jax.config.update("jax_disable_most_optimizations", False)
         try:
             with pytest.raises(SystemExit) as stop:
                 runpy.run_path(str(path), run_name="__main__")
         finally:
-            jax.config.update("jax_default_matmul_precision", precision)
+            for flag, value in before.items():
+                jax.config.update(flag, value)
         return (stop.value.code, *capfd.readouterr())
 
     return call

@@ -78,7 +78,7 @@ def run(start, tmp_path):
     return call
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
     monkeypatch.setenv("JAXMNIST_DATA_DIR", str(mnist_dir))
     out, chart = tmp_path / "out.json", tmp_path / "chart.png"
@@ -162,6 +162,7 @@ def test_a_process_is_measured_by_itself(run, monkeypatch):
     assert 300e6 < rows["import"]["peak_bytes"] < 360e6
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(start, sigint, tmp_path):
     process, past = start("--runs", 1000, "--only", "ours", train=taking(2.0)), None
     while past is None or past.stat().st_size < 5:  # the first was to warm up
@@ -205,6 +206,7 @@ def test_peers_none(run):
     assert set(summary["programs"]) == {"ours", "ours-cold"}
 
 
+@pytest.mark.slow
 def test_a_profile_counts_nested_spans_once(run, start):
     lines = "Finished tracing f in 0.2 sec\nFinished XLA compilation of f in 0.4 sec\n"
     code = f"import time; time.sleep(0.5); print({lines + WORDS!r})"
@@ -223,6 +225,7 @@ def test_a_profile_counts_nested_spans_once(run, start):
     refused((process.returncode, stdout, stderr), 1, "scripts/train.py: ", "no such thing")
 
 
+@pytest.mark.slow
 def test_scale(run, tmp_path):
     pytest.importorskip("matplotlib")
     text, summary = run(
@@ -251,7 +254,7 @@ def test_scale(run, tmp_path):
     assert "[!] images in a batch 64, numpy: its loss is 2.3000, ours 0.3900" in text
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("models", [1, 2])
 def test_the_programs_of_scale_do_the_same(tmp_path, models):
     """Each trains a few batches of what it was asked for, and ends at about the same loss."""

@@ -40,12 +40,14 @@ def cache(filled):
     return shutil.copytree(backup, cache)
 
 
+@pytest.mark.slow
 def test_kept_programs_give_the_same_run_and_are_used(filled, cache):
     before = {path: path.stat().st_mtime_ns for path in entries(cache)}
     assert train(cache) == filled[2]
     assert {path: path.stat().st_mtime_ns for path in entries(cache)} == before
 
 
+@pytest.mark.slow
 def test_damaged_foreign_and_unknown_entries_change_nothing(filled, cache):
     victims = entries(cache)
     foreign, good, unknown = sorted(victims, key=lambda path: path.stat().st_size)[-3:]
@@ -63,6 +65,7 @@ def test_damaged_foreign_and_unknown_entries_change_nothing(filled, cache):
     assert {path: path.stat().st_mtime_ns for path in victims} == stamps_then
 
 
+@pytest.mark.slow
 def test_the_oldest_are_removed_where_there_are_many(cache, monkeypatch):
     for k, path in enumerate(entries(cache)):
         os.utime(path, (k, k))
@@ -75,7 +78,7 @@ def test_the_oldest_are_removed_where_there_are_many(cache, monkeypatch):
     assert len(list(newest[0].parent.iterdir())) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_processes_starting_at_once_do_not_disturb_one_another(filled, cache):
     for path in cache.glob("programs-*/*"):
         path.unlink()
@@ -84,6 +87,7 @@ def test_processes_starting_at_once_do_not_disturb_one_another(filled, cache):
     assert set(lines) == {filled[2]}
 
 
+@pytest.mark.slow
 def test_a_directory_that_others_can_write_to_is_not_used(filled, cache):
     (place,) = cache.glob("programs-*")
     for path in place.iterdir():
@@ -120,6 +124,7 @@ def test_a_sticky_directory_on_the_way_is_safe(tmp_path):
     assert compile_cache._private_directory(tmp_path / "tmp" / "mine") is not None
 
 
+@pytest.mark.slow
 def test_it_can_be_turned_off(filled, cache):
     for path in cache.glob("programs-*/*"):
         path.unlink()

@@ -32,7 +32,6 @@ from tests.helpers import PATIENCE, ROOT
 TEXT = (ROOT / "jaxmnist" / "README.md").read_text()
 START, *CHAPTERS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
 CHAPTERS = {text.split("\n")[0]: text for text in CHAPTERS}
-pytestmark = pytest.mark.slow  # compiles for minutes
 KEY = jax.random.key(0)
 
 
@@ -162,6 +161,7 @@ def test_every_chapter_is_tested_and_short():
         assert all(len(block.splitlines()) <= 25 for block in code(text)), title
 
 
+@pytest.mark.slow
 def test_your_own_loop(run, digits):
     (names,) = run("Your own loop")
     start = init_state(KEY, MLP(), optax.sgd(0.003)).params
@@ -173,6 +173,7 @@ def test_your_own_loop(run, digits):
     assert names["metrics"]["confusion"].sum() == 500
 
 
+@pytest.mark.slow
 def test_an_epoch(run, digits):
     (names,) = run("An epoch")
     start = init_state(KEY, MLP(), optax.sgd(0.003)).params
@@ -181,6 +182,7 @@ def test_an_epoch(run, digits):
     assert_close(names["state"].params, params)
 
 
+@pytest.mark.slow
 def test_an_ensemble(run, digits):
     (names,) = run("A run, and an ensemble")
     key, metrics = names["keys"][1], names["metrics"]
@@ -194,6 +196,7 @@ def test_an_ensemble(run, digits):
     np.testing.assert_allclose(metrics["test_accuracy"][1, -1], accuracy, atol=0.002)
 
 
+@pytest.mark.slow
 def test_a_dict_of_two_images(run, digits):
     _, names = run("Your own model, loss and data")
     pairs, params = names["pairs"], names["state"].params
@@ -206,6 +209,7 @@ def test_a_dict_of_two_images(run, digits):
     assert means["accuracy"] > max(np.mean(pairs["same"]), np.mean(~pairs["same"]))
 
 
+@pytest.mark.slow
 def test_derivatives(run, digits):
     schedule, examples, curvature = run("Derivatives")
     data, test = digits
@@ -258,6 +262,7 @@ def convolved(params, images):
     return np.einsum("nijkl,klc->nijc", windows, layer["kernel"][:, :, 0])
 
 
+@pytest.mark.slow
 def test_batch_norm(run, toy):
     first, _ = run("Dropout and batch norm")
     state = init_state(KEY, first["model"], first["tx"])
@@ -280,6 +285,7 @@ def test_batch_norm(run, toy):
     assert_close(first["model"].apply(variables, first["preprocess"](toy.images)), logits, 1e-3)
 
 
+@pytest.mark.slow
 def test_dropout_is_another_mask_in_each_step_and_the_same_after_a_resume(run, toy, tmp_path):
     first, last = run("Dropout and batch norm")
     assert last["metrics"]["test_accuracy"].shape == (1,)
@@ -299,6 +305,7 @@ def test_dropout_is_another_mask_in_each_step_and_the_same_after_a_resume(run, t
     assert scanned["loss"][0] == pytest.approx(losses[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_mixup_leaves_the_padding_out(run, toy):
     (names,) = run("Augmentation and mixup")
     params = init_state(KEY, MLP(), optax.sgd(0.0)).params
@@ -326,6 +333,7 @@ def test_mixup_leaves_the_padding_out(run, toy):
     np.testing.assert_allclose(loss, -(labels * log_probs).sum(axis=1)[:36].mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ema_is_the_average_and_is_what_is_tested(run, digits):
     (names,) = run("EMA and schedule-free", only=0)
     state = init_state(KEY, MLP(), names["tx"])
@@ -342,6 +350,7 @@ def test_ema_is_the_average_and_is_what_is_tested(run, digits):
     assert tested != accuracy_by_hand(names["state"].params, digits[1])
 
 
+@pytest.mark.slow
 def test_schedule_free(run, digits):
     """A. Defazio et al., The Road Less Scheduled, 2024, equations 4 to 6, with beta = 0.9."""
     _, names = run("EMA and schedule-free")
@@ -359,6 +368,7 @@ def test_schedule_free(run, digits):
     np.testing.assert_allclose(names["metrics"]["test_accuracy"], [tested], atol=0.003)
 
 
+@pytest.mark.slow
 def test_the_rate_and_the_norms_are_logged(run, digits):
     (names,) = run("Warm-up, with the rate and the norms logged")
     t = np.arange(51)  # 5 steps up, then half a cosine down
@@ -381,6 +391,7 @@ def test_the_rate_and_the_norms_are_logged(run, digits):
     np.testing.assert_allclose(metrics["update_norm"][1], norm(momentum), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_distillation(run, digits):
     names, carried = run("Distillation")
     batch = rows(names["distilled"], 64)
@@ -405,6 +416,7 @@ def test_distillation(run, digits):
     np.testing.assert_allclose(loss, soft.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_autoencoder(run, digits):
     (names,) = run("An autoencoder")
     images, params = digits[1].images, names["state"].params
@@ -415,6 +427,7 @@ def test_an_autoencoder(run, digits):
     assert error < np.var(pixels, axis=0).mean()  # better than the mean image
 
 
+@pytest.mark.slow
 def test_regression(run, digits):
     (names,) = run("Regression")
     dataset, params = names["with_ink"](digits[1].images), names["state"].params
@@ -428,6 +441,7 @@ def test_regression(run, digits):
     assert r2 > 0.5
 
 
+@pytest.mark.slow
 def test_example_weights(run, digits):
     (names,) = run("Example weights")
     batch = rows(names["weighted"], 64)
@@ -446,6 +460,7 @@ def test_example_weights(run, digits):
     assert_slope(lambda params: names["objective"](params, batch)[0].mean(), params)
 
 
+@pytest.mark.slow
 def test_dp_sgd(run, digits):
     by_optimizer, by_step = run("DP-SGD")
     batch, objective = rows(digits[0], 64), by_step["objective"]
@@ -479,6 +494,7 @@ def test_dp_sgd(run, digits):
     assert new.opt_state[0].rng_key != state.opt_state[0].rng_key  # the next noise is another
 
 
+@pytest.mark.slow
 def test_sam(run, digits):
     (names,) = run("Sharpness-aware minimization")
     batch, params = rows(digits[0], 64), init_state(KEY, MLP(), names["tx"]).params
@@ -490,6 +506,7 @@ def test_sam(run, digits):
     assert_close(grads, gradient_by_hand(nearby, batch))
 
 
+@pytest.mark.slow
 def test_population_based_training(run):
     _, names = run("Population-based training")
     states, rates = names["states"], names["states"].opt_state.hyperparams["learning_rate"]
@@ -505,6 +522,7 @@ def test_population_based_training(run):
     assert names["metrics"]["loss"].shape == (8, 51)
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_where_a_loop_would(run, digits):
     (names,) = run("Early stopping")
     train_epoch, losses, kept = jax.jit(names["train_epoch"]), [], []
@@ -541,6 +559,7 @@ for block in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one(run, digits, tmp_path, monkeypatch):
     """The chapters on a mesh: the state replicated, and a quarter of it on each device."""
     (names,) = run("A mesh of devices")
@@ -573,6 +592,7 @@ def linen_losses(hidden, layers, digits, tx):
     return train_epoch(state, digits[0], epoch_order(KEY, 0, 3216))[1]["loss"]
 
 
+@pytest.mark.slow
 def test_nnx(run, digits):
     names = run("NNX, Equinox, and functions as models", only=0)[0]
     layers = [
@@ -583,6 +603,7 @@ def test_nnx(run, digits):
     np.testing.assert_allclose(names["metrics"]["loss"][0], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_equinox(run, digits):
     pytest.importorskip("equinox", reason="needs equinox")
     names = run("NNX, Equinox, and functions as models", only=1)[0]
@@ -591,6 +612,7 @@ def test_equinox(run, digits):
     np.testing.assert_allclose(names["metrics"]["loss"][0], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_function_of_arrays(run, digits):
     names = run("NNX, Equinox, and functions as models", only=2)[0]
     layers = [(jnp.zeros((10, 784)), jnp.zeros(10))]
@@ -602,6 +624,7 @@ def test_a_function_of_arrays(run, digits):
     np.testing.assert_allclose(names["metrics"]["loss"][0], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_torch_loader(run, digits):
     torch = pytest.importorskip("torch", reason="needs PyTorch")
     torch.manual_seed(0)
@@ -611,6 +634,7 @@ def test_a_torch_loader(run, digits):
     same_order_trains_the_same(names, np.concatenate([x.numpy() for x in loader]), digits)
 
 
+@pytest.mark.slow
 def test_a_grain_loader(run, digits):
     pytest.importorskip("grain", reason="needs grain")
     names = run("A data loader", only=1)[0]
@@ -626,6 +650,7 @@ def same_order_trains_the_same(names, order, digits):
     assert_close(names["state"].params, state.params, 1e-3)
 
 
+@pytest.mark.slow
 def test_muon_and_weight_decay_know_weights_of_out_in(run):
     (names,) = run("Muon, and weight decay for weights only")
     params = init_state(KEY, MLP(), names["muon"]).params
@@ -647,6 +672,7 @@ def test_muon_and_weight_decay_know_weights_of_out_in(run):
         assert not update["bias"].any()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_equal_to_the_bit(run, digits):
     (names,) = run("A checkpoint")
     state = init_state(KEY, MLP(), names["tx"])
@@ -658,6 +684,7 @@ def test_a_resumed_run_is_equal_to_the_bit(run, digits):
     assert names["damaged"] == []
 
 
+@pytest.mark.slow
 def test_a_profile_has_the_names(run):
     (names,) = run("A profile")
     text = names["compiled"].as_text()

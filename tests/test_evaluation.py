@@ -55,6 +55,7 @@ def test_under_disable_jit(toy, batch_size):
     assert_close(got, expected, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1000, 33])
 def test_under_x64_and_strict_promotion(toy, batch_size, monkeypatch):
     """Float32 and float64 parameters, labels of four types: the numbers stay the same."""

@@ -49,6 +49,7 @@ def whole(tmp_path_factory):
     return ending(place / "out"), epoch_lines(stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK_CASES, ids=lambda case: f"{case.what}: {case.fault()}")
 def test_nothing_is_lost(run, tmp_path, whole, case):
     out = tmp_path / "out"
@@ -65,6 +66,7 @@ def test_nothing_is_lost(run, tmp_path, whole, case):
     assert (ending(out), epoch_lines(stdout)) == whole
 
 
+@pytest.mark.slow
 def test_what_others_put_there_stays(run, tmp_path):
     """A first start that comes to nothing removes its own files, and no more."""
     out = tmp_path / "out"
@@ -74,6 +76,7 @@ def test_what_others_put_there_stays(run, tmp_path):
     assert os.listdir(out) == ["my notes"]
 
 
+@pytest.mark.slow
 def test_a_process_killed_before_its_first_checkpoint_blocks_nothing(run, tmp_path, whole):
     out = tmp_path / "out"
     out.mkdir()
@@ -84,6 +87,7 @@ def test_a_process_killed_before_its_first_checkpoint_blocks_nothing(run, tmp_pa
     assert not list(out.glob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, 0])
 def test_reading_mnist(script, mnist_dir, tmp_path, monkeypatch, code):
     """Read right or not at all, also by short reads; and what is cached is right."""
@@ -100,7 +104,7 @@ def test_reading_mnist(script, mnist_dir, tmp_path, monkeypatch, code):
     assert fault.happened()
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_everything_that_can_fail(capsys):
     faults.main(dataset="synthetic")  # exits where anything goes wrong
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -108,7 +112,7 @@ def test_everything_that_can_fail(capsys):
     assert {row[-1] for row in rows} == {"nothing"}
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_twenty_processes_starting_at_once_make_one_cache(mnist_dir, tmp_path):
     place = tmp_path / "cache"
     environment = {**os.environ, "JAXMNIST_CACHE_DIR": str(place)}

@@ -31,6 +31,7 @@ def table(stdout: str) -> dict[str, list[int]]:
     return {kind: [int(cell.replace(",", "")) for cell in cells[:4]] for kind, *cells in rows}
 
 
+@pytest.mark.slow
 def test_damaged_files_in_short(tmp_path):
     done = fuzz(tmp_path, *COUNTS, "--seed", 1)
     assert (done.returncode, done.stderr) == (0, "")
@@ -67,7 +68,7 @@ if "--multiprocessing-fork" in sys.orig_argv:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_what_it_finds_is_kept_and_can_be_made_again(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BUGS)
     counts = ("--idx", 300, "--weights", 300, "--checkpoints", 300, "--images", 300)
@@ -87,7 +88,7 @@ def test_what_it_finds_is_kept_and_can_be_made_again(tmp_path):
     assert kinds == set(found)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_damaged_files(tmp_path):
     done = fuzz(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -188,6 +188,7 @@ QUICK += ("--checkpoint-unit", "steps", "--checkpoint-every", 20)
 PICTURES = {"loss.png", "confusion.png", "mistakes.png", "weights.png"}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_logged_what_an_undisturbed_one_has(
     script, tmp_path, few_digits, monkeypatch
 ):

@@ -12,8 +12,9 @@ from tests.helpers import ROOT, TRAIN
 COMMAND = [sys.executable, ROOT / "tests" / "long_run.py", TRAIN]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to see memory in")
-@pytest.mark.parametrize("epochs", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [200, pytest.param(2000, marks=pytest.mark.stress)])
 def test_nothing_grows(tmp_path, epochs):
     options = ["--dataset", "synthetic", "--out", tmp_path / "out", "--epochs", str(epochs)]
     done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)

@@ -15,11 +15,12 @@ def prepared(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "condition"),
     [
         *[(script, "newline in a path") for script in SCRIPTS if script not in LONG],
-        *[pytest.param(script, "newline in a path", marks=pytest.mark.slow) for script in LONG],
+        *[pytest.param(script, "newline in a path", marks=pytest.mark.stress) for script in LONG],
         *[(script, "both closed") for script in ("predict", "report", "robustness")],
         *[(script, "POSIX locale") for script in ("sweep", "export", "evaluate")],
         *[("report", f"{home} HOME") for home in ("no", "read-only", "closed")],
@@ -31,6 +32,7 @@ def test_it_works_or_says_why_not(prepared, tmp_path, script, condition):
     assert not outcome.startswith("FAILED"), outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "outcome"),
     [

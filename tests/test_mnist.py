@@ -321,6 +321,7 @@ def _digest(directory, queue):
     queue.put(int(train.images.sum()) + len(train.labels))
 
 
+@pytest.mark.slow
 def test_processes_starting_at_once_make_one_cache(mnist_dir, nowhere, tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -508,6 +509,7 @@ def test_load_data(blank_is_official, monkeypatch):
         inspect.unwrap(load_data)("fashion")  # without the tests' check of types
 
 
+@pytest.mark.slow
 def test_load_data_without_mnist(nowhere, capfd):
     with pytest.raises(DataNotFoundError, match="cannot be downloaded"):
         load_data("mnist")

@@ -66,6 +66,7 @@ def test_every_number_is_the_notebooks(script, mnist_dir):
     assert "integer_pow" in stdout
 
 
+@pytest.mark.slow
 def test_what_is_off_is_named(tampered, mnist_dir):
     replacements = {
         "tensor(2.2916": "tensor(2.2917",
@@ -85,6 +86,7 @@ def test_what_is_off_is_named(tampered, mnist_dir):
     assert [row[4] for row in off[:2]] == ["1.0e-04", "1.0e-04"]
 
 
+@pytest.mark.slow
 def test_another_seed_prints_other_numbers(tampered, mnist_dir):
     code, stdout, stderr = tampered(
         {"TorchGenerator(165286645)": "TorchGenerator(165286646)"}, "--data-dir", mnist_dir
@@ -97,6 +99,7 @@ def test_another_seed_prints_other_numbers(tampered, mnist_dir):
     assert same - {"30"} == {"5", "6", "8", "12"}  # the shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figures", [False, True])
 def test_it_runs_cell_by_cell_as_in_jupyter(mnist_dir, monkeypatch, figures):
     """Without matplotlib too; with it, a picture of a batch and of the losses is shown."""

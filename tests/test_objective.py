@@ -399,6 +399,7 @@ def test_schedule_free_is_tested_at_its_own_point():
 # Flags, and what a profile shows.
 
 
+@pytest.mark.slow
 def test_under_disable_jit_and_x64(toy):
     """The step, the epoch and the run give the jitted numbers, int32 steps and no wider floats."""
     few = Dataset(toy.images[:10], toy.labels[:10])

@@ -13,7 +13,7 @@ from jaxmnist import TrainState, batches, init_state, make_train_epoch, make_tra
 from jaxmnist.runs import checkpoint
 from tests.helpers import assert_close
 
-pytestmark = pytest.mark.slow  # compiles for minutes
+pytestmark = pytest.mark.stress  # compiles for minutes
 KEY = jax.random.key(0)
 SGD = optax.sgd(0.01)
 # What functions with other required arguments than a learning rate are called with; and contrib's

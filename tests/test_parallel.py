@@ -94,6 +94,7 @@ def test_one_device_is_a_mesh_too(expected, name):
     check_run(losses(64, name, fsdp=True), expected[f"fsdp {name}"], 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [4, 8])
 def test_devices_equal_one(expected, devices):
     """Data parallel, and with the parameters sharded too."""
@@ -106,6 +107,7 @@ def test_devices_equal_one(expected, devices):
     )
 
 
+@pytest.mark.slow
 def test_on_a_mesh_with_explicit_axes():
     """JAX's default mesh: evaluation and the gathering epoch, wherever their arrays lie."""
     worker = start("-m", "tests.explicit_mesh", JAX_NUM_CPU_DEVICES="4")
@@ -114,7 +116,8 @@ def test_on_a_mesh_with_explicit_axes():
     assert len(stdout.splitlines()) == 8
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.stress)])
 def test_processes_equal_one(expected, processes):
     port = free_port()
     workers = [start(WORKER, port, processes, number) for number in range(processes)]
@@ -180,7 +183,7 @@ def assert_close(stdout: str, alone: str) -> None:
     assert (abs(numbers(stdout) - numbers(alone)) < [1e-5, 1e-5, 0.025]).all()
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_train_script_on_devices_and_processes(script, tmp_path):
     options = ("--epochs", 2)
     _, alone, _ = script("train.py", "--dataset", "synthetic", "--batch-size", 600, *options)
@@ -200,7 +203,7 @@ def test_train_script_on_devices_and_processes(script, tmp_path):
     assert "3 devices" in stdout
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_a_worker_dies_the_others_end(victim):
     processes = start_job("--epochs", 100_000)
@@ -217,7 +220,7 @@ def test_when_a_worker_dies_the_others_end(victim):
     assert "another process has failed" in stderr or "another task died" in stderr
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("present", [0, 1])
 def test_a_worker_that_never_arrives(present):
     ((code, stdout, stderr),) = finish(*start_job("--timeout", 10, numbers=(present,)))

@@ -184,6 +184,7 @@ def test_without_matplotlib_the_extra_is_named(script, tmp_path, monkeypatch):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_readmes_pictures(script, mnist_dir, tmp_path):
     code, stdout, _ = script("pictures.py", "--data-dir", mnist_dir, "--out", tmp_path)
     assert code == 0

@@ -39,7 +39,7 @@ def untrained(tmp_path):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_pictures_of_real_digits(weights, mnist_dir):
     """scripts/robustness.py in short: at no kind of picture does the model get much worse.
 

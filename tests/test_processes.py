@@ -44,9 +44,9 @@ def ends(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
     ("option", "value"),
     [
         ("--learning-rate", 0.1),
-        pytest.param("--seed", 1, marks=pytest.mark.slow),
-        pytest.param("--hidden", 5, marks=pytest.mark.slow),
-        pytest.param("--epochs", 9, marks=pytest.mark.slow),
+        pytest.param("--seed", 1, marks=pytest.mark.stress),
+        pytest.param("--hidden", 5, marks=pytest.mark.stress),
+        pytest.param("--epochs", 9, marks=pytest.mark.stress),
     ],
 )
 def test_other_options_in_one_process(option, value):
@@ -57,8 +57,9 @@ def test_other_options_in_one_process(option, value):
         assert "Epoch" not in result[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["http_proxy", pytest.param("https_proxy", marks=pytest.mark.slow)]
+    "name", ["http_proxy", pytest.param("https_proxy", marks=pytest.mark.stress)]
 )
 def test_a_proxy_in_the_environment(name):
     """Field case F24: the coordinator is reached without it."""
@@ -79,7 +80,7 @@ def test_a_taken_port(script, monkeypatch):
     refused(result, 1, address, "in use")
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_two_processes_with_one_number():
     """Field case F24: the second is named, or else the time limit is."""
     port = free_port()
@@ -107,7 +108,7 @@ def test_numbers_and_hosts_that_cannot_be(script):
     refused(script(*options, 1, "--timeout", 10**12), 2, "--timeout")
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=str)
 def test_one_process_is_ended(sigint, tmp_path, victim, number):
@@ -127,7 +128,7 @@ def test_one_process_is_ended(sigint, tmp_path, victim, number):
         assert len(stderr.splitlines()) <= 2
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_process_is_stopped(victim):
     """Field case F33: with SIGSTOP, as by a debugger; the others do not wait for ever."""

@@ -72,6 +72,7 @@ def run(block: Block, clone: Path, environment: dict[str, str]) -> None:
     assert "Traceback" not in done.stderr, f"{block.place}: {done.stderr}"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_first_page_run_and_run_again(clone, installed):
     for block in commands("README.md"):
         run(block, clone, installed)
@@ -79,7 +80,7 @@ def test_the_commands_of_the_first_page_run_and_run_again(clone, installed):
             run(block, clone, installed)
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_all_commands_run_from_nothing(clone, tmp_path, mnist_dir):
     """With everything installed as the commands say; but the tests are not run by one of them."""
     make_executable(tmp_path / "bin/python3", f'#!/bin/sh\nexec "{sys._base_executable}" "$@"\n')

@@ -46,7 +46,13 @@ def test_going_on_equals_never_having_stopped(script, tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=str
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGUSR1)),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_signal_saves_and_says_how_to_go_on(script, tmp_path, whole, sigint, number):
     """Field cases F22 and F28: the same signal once more within a second is the same request."""
@@ -150,6 +156,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(script, tmp_path, whole):
     refused(script("train.py", *options, "--epochs", 4), 1, str(out / "config.json"), "damaged")
 
 
+@pytest.mark.slow
 def test_pytorchs_stream_goes_on_where_it_was(script, tmp_path):
     options = (*QUICK, "--torch-seed", 7, "--resume")
     outs = tmp_path / "whole", tmp_path / "parts"
@@ -159,6 +166,7 @@ def test_pytorchs_stream_goes_on_where_it_was(script, tmp_path):
     assert ending(outs[0]) == ending(outs[1])
 
 
+@pytest.mark.slow
 def test_going_on_with_other_devices(script, tmp_path, whole):
     """Equal to rounding; the devices do not make it another run."""
     out = tmp_path / "out"
@@ -185,7 +193,7 @@ def test_what_fails_before_the_first_checkpoint_leaves_nothing(script, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_killed_runs(capsys):
     crash.main(random_kills=3, writing_kills=5, dataset="synthetic")  # exits where they differ
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]

@@ -24,6 +24,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_streams(tmp_path, closed):
     """Field case F5: also, no file of the run is taken for one of the standard streams."""
@@ -36,6 +37,7 @@ def test_closed_streams(tmp_path, closed):
     assert shell(f"{sys.executable} {TRAIN} --epochs 0 {closed}").returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 def test_a_full_device(tmp_path):
     """Field case F39: the run goes on, and it is told that its output is lost."""
@@ -68,6 +70,7 @@ def test_an_encoding_that_lacks_a_character(tmp_path, environment):
     assert (refusal.returncode, len(refusal.stderr.splitlines())) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["-P scripts/{}.py", "-I scripts/{}.py", "-m scripts.{}"])
 def test_ways_to_start(how):
     """Field case F6."""
@@ -81,6 +84,7 @@ def test_python_safe_path():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platforms", ["cuda", "gpu", "tpu", "nonsense"])
 def test_an_accelerator_that_is_not_there(platforms):
     """Field case F7."""

@@ -58,6 +58,7 @@ def undisturbed(tmp_path_factory):
     return options, out.read_bytes(), stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "grid", "fixed"),
     [
@@ -71,19 +72,19 @@ def undisturbed(tmp_path_factory):
             1,
             ["weight_decay=0.1,", "learning_rate=0.01,0.001"],
             ["--optimizer", "adamw"],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.stress,
         ),
         pytest.param(
             1,
             ["optimizer=sgd,adam", "hidden=;16,8", "loss=cross_entropy,nll"],
             [],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.stress,
         ),
         pytest.param(
             1,
             ["batch_size=1000,700", "epochs=1,3"],
             ["--learning-rate", "0.1"],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.stress,
         ),
     ],
 )
@@ -131,6 +132,7 @@ def test_it_says_what_is_best(undisturbed):
     assert b"inf" not in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_killed_and_resumed_it_is_the_same(undisturbed, tmp_path, share):
     options, content, _ = undisturbed
@@ -144,6 +146,7 @@ def test_killed_and_resumed_it_is_the_same(undisturbed, tmp_path, share):
     assert "to train: 6" not in stdout or share == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_after_the_chunk(undisturbed, tmp_path, sigint):
     options, content, _ = undisturbed
     out = tmp_path / "out.csv"
@@ -159,6 +162,7 @@ def test_ctrl_c_ends_after_the_chunk(undisturbed, tmp_path, sigint):
     assert out.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_parts_are_joined_by_the_last_one(undisturbed, tmp_path):
     options, content, _ = undisturbed
     out = tmp_path / "out.csv"
@@ -175,7 +179,7 @@ def test_parts_are_joined_by_the_last_one(undisturbed, tmp_path):
     assert merged.read_bytes() == content
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_processes_share_the_models_and_outlive_each_other(undisturbed, tmp_path):
     """One of two is killed as soon as it trains; the other ends, and resumed all is as it was."""
     options, content, _ = undisturbed
@@ -229,6 +233,7 @@ def test_processes_agree_before_they_train(tmp_path, options, named):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_halving(tmp_path):
     out = tmp_path / "out.csv"
     options = [*QUICK[:-1], "4", "--sample", "8", "learning_rate=log:1e-3:1", "--halving", "2"]
@@ -251,6 +256,7 @@ def test_halving(tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_random_search_with_a_plot_per_option(tmp_path):
     pytest.importorskip("matplotlib")
     options = ["--sample", 6, "learning_rate=log:0.01:1", "momentum=0.1:0.9", "--validation", 1000]
@@ -369,7 +375,7 @@ def test_help_starts_no_jax():
     assert "--seeds" in finish([sys.executable, "-c", code])
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_kills_at_random_moments():
     kills = ["--alone", 2, "--two", 1, "--four", 1, "--dataset", "synthetic"]
     table = finish([sys.executable, "-m", "tests.stress.sweeps", *kills], cwd=ROOT)

@@ -59,6 +59,7 @@ def test_the_key_makes_the_pixels():
     assert np.all(np.any(images != others, axis=(1, 2)))
 
 
+@pytest.mark.slow
 def test_jit_the_chunks_and_later_labels_change_nothing(monkeypatch):
     images = draw(KEYS[0], LABELS)
     monkeypatch.setattr(synthetic, "_CHUNK", 10)
@@ -151,6 +152,7 @@ def test_styles_differ_and_are_legible(test_set):
         assert without.mean() > 0.4
 
 
+@pytest.mark.slow
 def test_as_hard_as_mnist(drawn):
     """The notebook's recipe, 5 epochs: on MNIST a loss of 0.38 and an accuracy of 0.90."""
     train_set, test_set = (Dataset(*map(jnp.asarray, dataset)) for dataset in drawn)
@@ -241,6 +243,7 @@ def test_the_labels_of_a_seed_are_those_of_every_version(drawn):
     assert hashlib.sha256(labels).hexdigest() == LABELS_SHA256
 
 
+@pytest.mark.slow
 def test_flags_change_nothing(drawn, tmp_path):
     """Whatever the environment tells JAX and XLA: random numbers, types, precision, compiler."""
     flags = {
@@ -270,6 +273,7 @@ def test_flags_change_nothing(drawn, tmp_path):
             np.testing.assert_array_equal(arrays[name], np.concatenate(parts))
 
 
+@pytest.mark.slow
 def test_a_default_device_changes_nothing(drawn, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path))
     with jax.default_device(jax.devices()[-1]), jax.default_matmul_precision("bfloat16"):

@@ -181,6 +181,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_memory_follows_the_size_of_the_file(tmp_path, bomb):
     file_format, records = BOMBS[bomb]

@@ -16,7 +16,9 @@ from jaxmnist.runs import run_logs
 from tests.helpers import PATIENCE, TRAIN, epoch_lines, refused
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5)]]
+)
 def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     out = tmp_path / "runs" / "one"
     code, stdout, _ = script("train.py", "--data-dir", mnist_dir, "--seed", seed, "--out", out)
@@ -267,6 +269,7 @@ def test_links_in_a_directory_lead_nowhere(script, tmp_path, few_digits, name):
         refused(result, 1, name, "is a link")
 
 
+@pytest.mark.slow
 def test_epochs_are_not_planned_ahead(tmp_path):
     """Field case F36: two thousand million epochs take no more memory than two."""
     command = [sys.executable, TRAIN, "--dataset", "synthetic", "--batch-size", "60000"]
@@ -335,6 +338,7 @@ def test_ctrl_c_while_jax_is_imported(sigint):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_garbage_collector(sigint):
     """Python ignores an exception there, so that the run would go on."""
     code = f"""
@@ -395,6 +399,7 @@ def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
         np.testing.assert_allclose(json.loads(line)["train_loss"], mean, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_starting_from_weights(script, tmp_path):
     options = ["--dataset", "synthetic", "--epochs", "1"]
     first, second = tmp_path / "first", tmp_path / "second"

@@ -169,6 +169,7 @@ def test_composes(toy, plain, name, kind, through):
     assert jax.eval_shape(run, WEIGHTS, RATE)[1].shape == result[1].shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_grid_of_seeds_and_learning_rates(toy, name):
     """Each member is the single run; its initial weights, shuffles and masks are the key's."""
@@ -212,6 +213,7 @@ def hypergradient_of(data, optimizer, wrap=lambda step: step):
     return objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -252,6 +254,7 @@ def test_hypergradients_equal_central_differences(toy, optimizer):
             np.testing.assert_allclose(jvp(at, direction), gradient, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_checkpointed_steps_need_less_memory(toy):
     """For the same gradient: what is kept of each step is then its state, not its images."""
 
@@ -296,6 +299,7 @@ def test_hessian_vector_product_equals_differences_of_the_gradient(toy):
         assert_close(product, jax.tree.map(lambda a, b: (a - b) / 2e-6, there, back), 1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_is_donated_unless_the_caller_says_so(toy):
     """Eagerly differentiated and vmapped, a step that donates deletes what it was given."""
     tx = optax.sgd(0.1, momentum=0.9)
@@ -328,6 +332,7 @@ def test_export_with_a_symbolic_batch_size(toy, monkeypatch):
         assert_close(program.call(start(tx), batch), jit_step(tx)(start(tx), batch), 2e-6)
 
 
+@pytest.mark.slow
 def test_shard_map_over_three_devices():
     """A loss that averages over the mesh gives a single device's step on the joined batch."""
     code = """
