@@ -24,7 +24,7 @@ import jax  # noqa: E402
 from jaxmnist.data import Dataset  # noqa: E402
 from jaxmnist.datasets import synthetic  # noqa: E402
 from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
-from tests.helpers import ROOT  # noqa: E402
+from tests.helpers import ROOT, optimized  # noqa: E402
 
 # Not everything here is a test: the others are programs and what is shared.
 collect_ignore_glob = ["[!tc]*.py", "stress/*"]
@@ -149,16 +149,12 @@ def script(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, options)])
         monkeypatch.setattr(sys, "path", sys.path[:])  # a script puts its directory first
         capfd.readouterr()
-        # As in a process of its own, which a script sets the precision for.
-        flags = ("jax_default_matmul_precision", "jax_disable_most_optimizations")
-        before = {flag: jax.config.values[flag] for flag in flags}
-        jax.config.update("jax_disable_most_optimizations", False)
+        precision = jax.config.jax_default_matmul_precision  # a script sets it for its process
         try:
-            with pytest.raises(SystemExit) as stop:
+            with optimized(), pytest.raises(SystemExit) as stop:
                 runpy.run_path(str(path), run_name="__main__")
         finally:
-            for flag, value in before.items():
-                jax.config.update(flag, value)
+            jax.config.update("jax_default_matmul_precision", precision)
         return (stop.value.code, *capfd.readouterr())
 
     return call

@@ -1,5 +1,6 @@
 """What several test modules share: where the scripts are, a short run, and what a run ends in."""
 
+import contextlib
 import functools
 import subprocess
 import sys
@@ -54,6 +55,17 @@ def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
     assert ": error: " in line
     for word in words:
         assert word in line
+
+
+@contextlib.contextmanager
+def optimized():
+    """Programs that are compiled in the block are optimised as a user's, see conftest.py."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def uninstall(monkeypatch, *packages):

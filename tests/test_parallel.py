@@ -95,7 +95,7 @@ def test_one_device_is_a_mesh_too(expected, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [4, 8])
+@pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.stress)])
 def test_devices_equal_one(expected, devices):
     """Data parallel, and with the parameters sharded too."""
     ((code, stdout, stderr),) = finish(start(WORKER, JAX_NUM_CPU_DEVICES=str(devices)))
