@@ -155,6 +155,8 @@ def script(monkeypatch, capfd):
                 runpy.run_path(str(path), run_name="__main__")
         finally:
             jax.config.update("jax_default_matmul_precision", precision)
+            for helper in path.parent.glob("_*.py"):  # another directory's may be others
+                sys.modules.pop(helper.stem, None)
         return (stop.value.code, *capfd.readouterr())
 
     return call
