@@ -162,7 +162,7 @@ def test_a_process_is_measured_by_itself(run, monkeypatch):
     assert 300e6 < rows["import"]["peak_bytes"] < 360e6
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_ctrl_c_keeps_what_was_measured(start, sigint, tmp_path):
     process, past = start("--runs", 1000, "--only", "ours", train=taking(2.0)), None
     while past is None or past.stat().st_size < 5:  # the first was to warm up
@@ -206,7 +206,7 @@ def test_peers_none(run):
     assert set(summary["programs"]) == {"ours", "ours-cold"}
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_profile_counts_nested_spans_once(run, start):
     lines = "Finished tracing f in 0.2 sec\nFinished XLA compilation of f in 0.4 sec\n"
     code = f"import time; time.sleep(0.5); print({lines + WORDS!r})"

@@ -87,7 +87,7 @@ def test_processes_starting_at_once_do_not_disturb_one_another(filled, cache):
     assert set(lines) == {filled[2]}
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_a_directory_that_others_can_write_to_is_not_used(filled, cache):
     (place,) = cache.glob("programs-*")
     for path in place.iterdir():
@@ -124,7 +124,7 @@ def test_a_sticky_directory_on_the_way_is_safe(tmp_path):
     assert compile_cache._private_directory(tmp_path / "tmp" / "mine") is not None
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_it_can_be_turned_off(filled, cache):
     for path in cache.glob("programs-*/*"):
         path.unlink()

@@ -57,7 +57,7 @@ def test_other_options_in_one_process(option, value):
         assert "Epoch" not in result[1]
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize(
     "name", ["http_proxy", pytest.param("https_proxy", marks=pytest.mark.stress)]
 )

@@ -63,10 +63,11 @@ def undisturbed(tmp_path_factory):
     ("seeds", "grid", "fixed"),
     [
         (2, ["learning_rate=0.1,0.03", "momentum=0,0.95"], ["--dataset", "mnist"]),
-        (
+        pytest.param(
             1,
             ["warmup=0.2,0.1", "augment=0.3,1"],
             ["--learning-rate", "0.1", "--schedule", "cosine"],
+            marks=pytest.mark.stress,
         ),
         pytest.param(
             1,
@@ -162,7 +163,7 @@ def test_ctrl_c_ends_after_the_chunk(undisturbed, tmp_path, sigint):
     assert out.read_bytes() == content
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_parts_are_joined_by_the_last_one(undisturbed, tmp_path):
     options, content, _ = undisturbed
     out = tmp_path / "out.csv"

@@ -152,7 +152,7 @@ def test_styles_differ_and_are_legible(test_set):
         assert without.mean() > 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_as_hard_as_mnist(drawn):
     """The notebook's recipe, 5 epochs: on MNIST a loss of 0.38 and an accuracy of 0.90."""
     train_set, test_set = (Dataset(*map(jnp.asarray, dataset)) for dataset in drawn)
