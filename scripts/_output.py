@@ -72,6 +72,8 @@ class Stream(io.TextIOBase):
         os.close(nowhere)
 
     def _try(self, action: Callable[[], Any], otherwise: Any) -> Any:
+        if self.lost is None and getattr(self._stream, "closed", False):
+            self.lost = CLOSED  # by Python, on its way out
         if self.lost is not None:
             return otherwise
         try:

@@ -108,6 +108,7 @@ def test_one_run_on_mnist(script, mnist_dir, monkeypatch, tmp_path):
         assert row["label"] in stdout
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_is_named_and_the_others_go_on(run):
     names = ("ours", "numpy", "linen", "nnx", "torch-graphs", "import")
     text, summary = run(
@@ -190,6 +191,7 @@ STEPS = """import json, os
 print(json.dumps({"loop_to_scan": float(os.environ.get("PJRT_NPROC", 1.5))}))"""
 
 
+@pytest.mark.slow
 def test_embedded(run):
     options = ("--runs", 2, "--only", "embedded", "embedded-1")
     text, summary = run(*options, ours_embedded=STEPS)

@@ -156,6 +156,7 @@ def parse(arguments: list[str], encoding: str) -> tuple[int | None, str, str]:
     return code, stdout.read(), stderr.read()
 
 
+@pytest.mark.slow
 def test_any_options_are_taken_or_refused_in_one_line(script):
     options = script_options(script)
     assert {"epochs", "hidden", "device", "out"} <= set(options)

@@ -59,6 +59,7 @@ def test_pictures_of_real_digits(weights, mnist_dir):
     assert abs(np.mean([*found.values()])) < 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sigint")
 def test_ctrl_c_in_robustness_is_one_line(untrained):
     """A terminal sends it to every process, the workers too."""

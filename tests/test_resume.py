@@ -84,6 +84,7 @@ def test_a_signal_saves_and_says_how_to_go_on(script, tmp_path, whole, sigint, n
         assert (ending(out), epoch_lines(stdout)) == whole
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path, sigint):
     slow = ("--dataset", "synthetic", "--hidden", "512", "--epochs", "1000")  # a second a piece
     process = subprocess.Popen(

@@ -49,6 +49,7 @@ def test_a_full_device(tmp_path):
     assert shell(f"{sys.executable} {TRAIN} --help > /dev/full").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -96,6 +97,7 @@ def test_an_accelerator_that_is_not_there(platforms):
     refused((done.returncode, done.stdout, done.stderr), 1, f"JAX_PLATFORMS is {platforms}")
 
 
+@pytest.mark.slow
 def test_what_jax_has_exported_to_its_children(tmp_path):
     """Field case F27: no errors of XLA's, though a process that imported JAX is the parent."""
     options = [sys.executable, str(TRAIN), *OPTIONS.split()]

@@ -268,6 +268,7 @@ def test_random_search_with_a_plot_per_option(tmp_path):
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
+@pytest.mark.slow
 def test_an_encoding_without_our_characters(undisturbed, tmp_path):
     options = [*QUICK, "--grid", "learning_rate=0.1", "--seeds", "2", "--out", tmp_path / "out.csv"]
     stdout = finish([sys.executable, SWEEP, *options], env=two_devices(PYTHONIOENCODING="ascii"))

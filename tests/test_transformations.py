@@ -157,7 +157,7 @@ def plain():
 
 
 @pytest.mark.parametrize("through", THROUGH)
-@pytest.mark.parametrize("kind", ["step", "epoch", "train"])
+@pytest.mark.parametrize("kind", ["step", pytest.param("epoch", marks=pytest.mark.slow), "train"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_composes(toy, plain, name, kind, through):
     """The result is the one without the transformation, and the step is traced once."""
