@@ -32,7 +32,7 @@ collect_ignore_glob = ["[!tc]*.py", "stress/*"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of the time would go into XLA's optimisations of programs that run once. What runs in a
-# process of its own, and all that .ci/run does with the newest Python, is optimised as for a user.
+# process of its own, and the core's tests once more in .ci/run, is optimised as for a user.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tests.helpers import ROOT
 
 DOCUMENTS = ("README.md", "jaxmnist/README.md", "scripts/README.md", "tests/README.md")
+COOKBOOK = "jaxmnist/README.md"  # each chapter is a program of its own
 _BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n+)?)^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"<!-- (not run|tested with): (.+) -->")
 
@@ -43,13 +44,14 @@ def commands(document: str) -> list[Block]:
     return [b for b in read_blocks(document) if b.language == "sh" and not b.not_run]
 
 
-def read_chapters(document: str) -> list[list[str]]:
-    """The code of the examples before the first heading of the second level, and after each."""
-    chapters = re.split(r"^## ", (ROOT / document).read_text(), flags=re.MULTILINE)
-    found = [
-        re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for text in chapters
-    ]
-    return [blocks for blocks in found if blocks]
+def read_chapters() -> tuple[str, dict[str, list[str]]]:
+    """The cookbook's first block, and each chapter's blocks of code by its title."""
+    start, *chapters = re.split(r"^## ", (ROOT / COOKBOOK).read_text(), flags=re.MULTILINE)
+
+    def code(text: str) -> list[str]:
+        return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+    return code(start)[0], {text.split("\n")[0]: code(text) for text in chapters}
 
 
 def write_example(document: str, path: Path) -> bool:

@@ -27,16 +27,11 @@ from jaxmnist import (
 from jaxmnist.augment import augment
 from jaxmnist.datasets import synthetic
 from jaxmnist.runs.checkpoint import load, save
+from tests.documents import read_chapters
 from tests.helpers import PATIENCE, ROOT
 
-TEXT = (ROOT / "jaxmnist" / "README.md").read_text()
-START, *CHAPTERS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
-CHAPTERS = {text.split("\n")[0]: text for text in CHAPTERS}
+START, CHAPTERS = read_chapters()
 KEY = jax.random.key(0)
-
-
-def code(text):
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +58,9 @@ def run(digits):
         names = {}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(synthetic, "load_synthetic", lambda: digits)
-            exec(code(START)[0], names)
+            exec(START, names)
         given, after = dict(names), []
-        blocks = code(CHAPTERS[title])
+        blocks = CHAPTERS[title]
         for block in blocks if only is None else [blocks[only]]:
             exec(compile(block, title, "exec"), names)
             after.append(dict(names))
@@ -156,9 +151,9 @@ def one_step(objective, params, batch, where=None, *, model_state=None, **more):
 
 
 def test_every_chapter_is_tested_and_short():
-    for title, text in CHAPTERS.items():
-        assert f'run("{title}"' in Path(__file__).read_text() or not code(text), title
-        assert all(len(block.splitlines()) <= 25 for block in code(text)), title
+    for title, blocks in CHAPTERS.items():
+        assert f'run("{title}"' in Path(__file__).read_text() or not blocks, title
+        assert all(len(block.splitlines()) <= 25 for block in blocks), title
 
 
 @pytest.mark.slow
@@ -565,7 +560,7 @@ def test_four_devices_train_as_one(run, digits, tmp_path, monkeypatch):
     (names,) = run("A mesh of devices")
     run("FSDP")  # on one device both run too
     np.savez(tmp_path / "data.npz", **digits[0]._asdict())
-    blocks = [b for t in (START, CHAPTERS["A mesh of devices"], CHAPTERS["FSDP"]) for b in code(t)]
+    blocks = [START, *CHAPTERS["A mesh of devices"], *CHAPTERS["FSDP"]]
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     command = [sys.executable, "-c", ON_FOUR_DEVICES, tmp_path / "data.npz", json.dumps(blocks)]

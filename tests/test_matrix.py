@@ -25,7 +25,13 @@ def prepared(tmp_path_factory):
         *[
             pytest.param(script, condition, marks=pytest.mark.stress)
             for script in SCRIPTS
-            for condition in ("newline in a path", "both closed", "closed HOME")
+            for condition in (
+                "newline in a path",
+                "both closed",
+                "POSIX locale",
+                "read-only HOME",
+                "closed HOME",
+            )
             if (script, condition) not in SHORT
         ],
     ],

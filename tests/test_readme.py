@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.documents import DOCUMENTS, Block, commands, read_blocks, write_example
+from tests.documents import COOKBOOK, DOCUMENTS, Block, commands, read_blocks, write_example
 from tests.helpers import ROOT
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -95,7 +95,7 @@ def test_all_commands_run_from_nothing(clone, tmp_path, mnist_dir):
 
 
 # test_cookbook.py runs those of the cookbook, on fewer images.
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "jaxmnist/README.md"])
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != COOKBOOK])
 def test_the_examples_run(tmp_path, document, mnist_dir):
     """As one program, in a directory of its own, without a warning."""
     program = tmp_path / "example.py"

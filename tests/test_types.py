@@ -6,9 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.documents import DOCUMENTS, read_chapters, write_example
+from tests.documents import COOKBOOK, DOCUMENTS, read_chapters, write_example
 
-COOKBOOK = "jaxmnist/README.md"
 # Other libraries' missing py.typed and exports are not for the user to repair. The cookbook's
 # functions have no annotations, as in research code, and their bodies are checked all the same.
 CONFIG = """
@@ -26,16 +25,16 @@ disallow_untyped_calls = false
 @pytest.fixture
 def user(tmp_path):
     """A directory elsewhere with each document's examples, and each chapter's, as a file."""
-    for document in DOCUMENTS:
+    for document in (name for name in DOCUMENTS if name != COOKBOOK):
         path = tmp_path / f"{document.partition('/')[0].removesuffix('.md').lower()}_examples.py"
-        if document == COOKBOOK or not write_example(document, path):
-            path.unlink(missing_ok=True)
-    start, *chapters = read_chapters(COOKBOOK)
+        if not write_example(document, path):
+            path.unlink()
+    start, chapters = read_chapters()
     (tmp_path / "cookbook").mkdir()
     (tmp_path / "cookbook" / "__init__.py").touch()
-    for number, blocks in enumerate(chapters, 1):
+    for number, blocks in enumerate(filter(None, chapters.values()), 1):
         path = tmp_path / "cookbook" / f"chapter_{number}.py"
-        path.write_text("\n\n".join(start + blocks))
+        path.write_text("\n\n".join([start, *blocks]))
     (tmp_path / "mypy.ini").write_text(CONFIG)
     for package in ("equinox", "grain"):  # a package that is not installed may have any name
         if not find_spec(package):
