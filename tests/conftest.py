@@ -1,40 +1,44 @@
-"""What all tests share: run-time type checks, strict JAX, a private cache, data to test with."""
+"""What all tests share: a private cache, a user without data, data to test with, scripts to run.
 
+With `JAXMNIST_TESTS=strict` in the environment the types and shapes of every public function are
+checked while the tests run, and JAX refuses implicit dtype and rank promotion: a leg of .ci/run.
+Without it the tests run what a user runs.
+"""
+
+import functools
 import gzip
 import os
-import runpy
 import signal
 import struct
-import sys
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 
-# Shapes and types of every public function are checked while the tests run, and only then. As for
-# mypy, an int is a float too (PEP 484's numeric tower).
-jaxtyping.install_import_hook(
-    "jaxmnist", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-)
+STRICT = os.environ.get("JAXMNIST_TESTS") == "strict"
+if STRICT:
+    import jaxtyping
+
+    # As for mypy, an int is a float too (PEP 484's numeric tower).
+    jaxtyping.install_import_hook(
+        "jaxmnist", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as scripts/_cli.py does, which comes too late here
 
 import jax  # noqa: E402
 
+from jaxmnist import datasets  # noqa: E402
 from jaxmnist.data import Dataset  # noqa: E402
 from jaxmnist.datasets import synthetic  # noqa: E402
 from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
-from tests.helpers import ROOT, optimized  # noqa: E402
+from tests.helpers import run_script  # noqa: E402
 
 # Not everything here is a test: the others are programs and what is shared.
 collect_ignore_glob = ["[!tc]*.py", "stress/*"]
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of the time would go into XLA's optimisations of programs that run once. What runs in a
-# process of its own, and the core's tests once more in .ci/run, is optimised as for a user.
-if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-    jax.config.update("jax_disable_most_optimizations", True)
+if STRICT:
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
@@ -73,17 +77,15 @@ def sigint():
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """A user who has no MNIST at all, nor a network; returns the (empty) home directory."""
-    monkeypatch.delenv("JAXMNIST_DATA_DIR", raising=False)
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("JAXMNIST_DATA_DIR", "TFDS_DATA_DIR", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     # Port 9 of this machine refuses connections, so the answer is "unreachable" on any machine.
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     return home
 
 
@@ -130,33 +132,43 @@ def blank_dir(tmp_path, blank_files) -> Path:
     return directory
 
 
-@pytest.fixture
-def few_digits(monkeypatch):
-    """Drawn digits are few, and quickly made."""
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (1200, 28, 28), np.uint8), np.arange(1200) % 10
-    data = Dataset(images, labels.astype(np.int32))
-    parts = Dataset(*(x[:1000] for x in data)), Dataset(*(x[1000:] for x in data))
-    monkeypatch.setattr(synthetic, "load_synthetic", lambda seed=0: parts)
+@functools.cache
+def _digits() -> tuple[Dataset, Dataset]:
+    """1,000 synthetic digits to train with and 500 to test with, each digit equally often."""
+    labels = np.random.default_rng(0).permutation(np.arange(1500, dtype=np.int32) % 10)
+    images = np.asarray(jax.jit(synthetic.draw_digits)(jax.random.key(0), labels))
+    return Dataset(images[:1000], labels[:1000]), Dataset(images[1000:], labels[1000:])
+
+
+def _use_few_digits(patch: pytest.MonkeyPatch) -> None:
+    for module in (datasets, synthetic):
+        patch.setattr(module, "load_synthetic", lambda seed=0: _digits())
 
 
 @pytest.fixture
-def script(monkeypatch, capfd):
+def few_digits(monkeypatch) -> tuple[Dataset, Dataset]:
+    """`--dataset synthetic` and load_synthetic() are 1,000 and 500 digits for this test."""
+    _use_few_digits(monkeypatch)
+    return _digits()
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """A run of scripts/train.py on the few digits, 85 % of which it reads. Do not write to it."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        _use_few_digits(patch)
+        options = "--dataset synthetic --optimizer adam --learning-rate 0.003 --epochs 5"
+        assert run_script("train.py", *options.split(), "--out", out) == 0
+    return out
+
+
+@pytest.fixture
+def script(capfd):
     """Runs a script with options as `python scripts/...` does: its exit code, stdout, stderr."""
 
     def call(name: str, *options: object) -> tuple[int, str, str]:
-        path = ROOT / "scripts" / name
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, options)])
-        monkeypatch.setattr(sys, "path", sys.path[:])  # a script puts its directory first
         capfd.readouterr()
-        precision = jax.config.jax_default_matmul_precision  # a script sets it for its process
-        try:
-            with optimized(), pytest.raises(SystemExit) as stop:
-                runpy.run_path(str(path), run_name="__main__")
-        finally:
-            jax.config.update("jax_default_matmul_precision", precision)
-            for helper in path.parent.glob("_*.py"):  # another directory's may be others
-                sys.modules.pop(helper.stem, None)
-        return (stop.value.code, *capfd.readouterr())
+        return (run_script(name, *options), *capfd.readouterr())
 
     return call

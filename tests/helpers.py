@@ -1,13 +1,14 @@
 """What several test modules share: where the scripts are, a short run, and what a run ends in."""
 
-import contextlib
 import functools
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,23 @@ def ending(out: Path) -> tuple[bytes, bytes, bytes, dict[str, bytes]]:
     return weights, metrics, steps, state
 
 
+def run_script(name: str, *options: object) -> int:
+    """Run a script in this process as `python scripts/NAME OPTIONS` does; its exit code."""
+    path = ROOT / "scripts" / name
+    precision = jax.config.jax_default_matmul_precision  # a script sets it for its process
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *map(str, options)])
+        patch.setattr(sys, "path", sys.path[:])  # a script puts its directory first
+        try:
+            with pytest.raises(SystemExit) as stop:
+                runpy.run_path(str(path), run_name="__main__")
+        finally:
+            jax.config.update("jax_default_matmul_precision", precision)
+            for helper in path.parent.glob("_*.py"):  # another directory's may be others
+                sys.modules.pop(helper.stem, None)
+    return stop.value.code
+
+
 def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
     """The script has ended with this code and one line on stderr, in which these words are."""
     assert result[0] == code, result
@@ -55,17 +73,6 @@ def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
     assert ": error: " in line
     for word in words:
         assert word in line
-
-
-@contextlib.contextmanager
-def optimized():
-    """Programs that are compiled in the block are optimised as a user's, see conftest.py."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def uninstall(monkeypatch, *packages):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.helpers import optimized
 from tests.stress import flags, matrix
 from tests.stress.every_script import SCRIPTS, prepare
 
@@ -55,5 +54,4 @@ def test_it_works_or_says_why_not(prepared, tmp_path, script, condition):
     ],
 )
 def test_a_flag_of_jax(prepared, flag, outcome):
-    with optimized():  # as it is by default
-        assert flags.attempt(flag, prepared).startswith(outcome)
+    assert flags.attempt(flag, prepared).startswith(outcome)

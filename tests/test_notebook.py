@@ -10,7 +10,7 @@ import types
 import jax
 import pytest
 
-from tests.helpers import ROOT, optimized, uninstall
+from tests.helpers import ROOT, uninstall
 
 NOTEBOOK = ROOT / "scripts" / "notebook.py"
 COMPARED = [5, 6, 8, 10, 12, 15, 16, 17, 23, 25, 27, 27, 28, 29, 29, 29, 29, 29, 30]
@@ -117,9 +117,8 @@ def test_it_runs_cell_by_cell_as_in_jupyter(mnist_dir, monkeypatch, figures):
     precision = jax.config.jax_default_matmul_precision
     namespace = {"__name__": "__main__"}
     try:
-        with optimized():
-            for kind, source in cells():
-                exec(compile(source, kind or "cell", "exec"), namespace)
+        for kind, source in cells():
+            exec(compile(source, kind or "cell", "exec"), namespace)
     finally:
         jax.config.update("jax_default_matmul_precision", precision)
     rows = table(namespace["table"]())
