@@ -1,10 +1,16 @@
-"""An MLP's weights as a PyTorch state dict, and as files: safetensors, or PyTorch's .pt."""
+"""An MLP's weights as a PyTorch state dict; files are safetensors, and read from PyTorch's too.
+
+>>> from jaxmnist.torch_compat import TorchGenerator, init_params
+>>> state_dict = to_state_dict(init_params(TorchGenerator(0), (784, 32, 10)))
+>>> {name: value.shape for name, value in state_dict.items()}
+{'0.weight': (32, 784), '0.bias': (32,), '2.weight': (10, 32), '2.bias': (10,)}
+"""
 
 import io
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,165 +24,144 @@ Params = dict[str, dict[str, dict[str, Float32[np.ndarray, "..."]]]]
 """A Flax tree, `{"params": {"linear_0": {"weight": [out, in], "bias": [out]}, ...}}`."""
 
 
-def to_state_dict(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_state_dict(params: Mapping[str, Any]) -> dict[str, Float32[np.ndarray, "..."]]:
     """`params` under the names of an `nn.Sequential` of Linear, ReLU, Linear, ReLU, ..., Linear.
 
-    `linear_k`'s weight `[out, in]` becomes `{2k}.weight`, its bias `{2k}.bias`. Raises a
-    DataError where `params` is not such a tree of float32 arrays.
+    `linear_k`'s weight `[out, in]` becomes `{2k}.weight`, its bias `{2k}.bias`; the arrays are new.
+    Raises a DataError where `params` is not such a tree of finite float32 arrays.
     """
     layers = params.get("params", {})
-    names = [f"linear_{k}" for k in range(max(1, len(layers)))]
-    if set(layers) != set(names):
-        raise DataError(f"params['params'] must hold {', '.join(names)}, not {list(layers)}")
+    arrays = {f"{name}.{part}": x for name, layer in layers.items() for part, x in layer.items()}
     state_dict = {}
-    for k, name in enumerate(names):
-        if set(layers[name]) != {"weight", "bias"}:
-            raise DataError(f"{name} must hold a weight and a bias, not {list(layers[name])}")
-        for part in ("weight", "bias"):
-            state_dict[f"{2 * k}.{part}"] = np.array(layers[name][part], order="C")
-    from_state_dict(state_dict)  # what cannot be read back is not handed out
+    for name in _expect_names(arrays, "linear_", 1):
+        k, part = name.removeprefix("linear_").split(".")
+        state_dict[f"{2 * int(k)}.{part}"] = np.array(arrays[name], order="C")
+    from_state_dict(state_dict)  # checks the arrays
     return state_dict
 
 
 def from_state_dict(state_dict: Mapping[str, np.ndarray]) -> Params:
     """The inverse of `to_state_dict`, into new arrays; any number of layers, of any sizes.
 
-    Raises a DataError that names the key that is missing, unexpected, not float32 or does not fit.
+    Raises a DataError that names the keys that are missing or unexpected, or the layer whose arrays
+    are not float32, do not fit together or are not finite.
     """
-    count = max(1, (len(state_dict) + 1) // 2)
-    expected = {f"{2 * k}.{name}" for k in range(count) for name in ("weight", "bias")}
-    if unexpected := set(state_dict) - expected:
-        raise DataError(f"unexpected key {min(unexpected, key=str)!r}")
-    if missing := expected - set(state_dict):
-        raise DataError(f"missing key {min(missing)!r}")
+    names = iter(_expect_names(state_dict))
     layers: dict[str, dict[str, np.ndarray]] = {}
     fan_in = None
-    for k in range(count):
-        weight, bias = state_dict[f"{2 * k}.weight"], state_dict[f"{2 * k}.bias"]
+    for k, (weight_name, bias_name) in enumerate(zip(names, names, strict=True)):
+        weight, bias = np.array(state_dict[weight_name], order="C"), np.array(state_dict[bias_name])
         found = " and ".join(f"{value.dtype}{list(value.shape)}" for value in (weight, bias))
         rows, columns = weight.shape if weight.ndim == 2 and weight.size else ("out", "in")
         needed = f"float32[{rows}, {fan_in or columns}] and float32[{rows}]"
         if found != needed:
-            raise DataError(f"{2 * k}.weight and {2 * k}.bias are {found}, not {needed}")
-        layers[f"linear_{k}"] = {"weight": np.array(weight, order="C"), "bias": np.array(bias)}
+            raise DataError(f"{weight_name} and {bias_name} are {found}, not {needed}")
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise DataError(f"{weight_name} or {bias_name} is not finite: the training diverged")
+        layers[f"linear_{k}"] = {"weight": weight, "bias": bias}
         fan_in = rows
     return {"params": layers}
 
 
-def layer_sizes(params: Mapping[str, Any]) -> tuple[int, ...]:
-    """The width of each layer from the pixels to the logits, for instance (784, 128, 64, 10).
+def _expect_names(found: Collection[str], prefix: str = "", stride: int = 2) -> list[str]:
+    """The names of the arrays of as many layers as are in `found`; a DataError if it has others."""
+    layers = range(0, stride * max(1, (len(found) + 1) // 2), stride)
+    names = [f"{prefix}{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    unexpected = sorted((name for name in found if name not in names), key=str)
+    missing = [name for name in names if name not in found]
+    if unexpected or missing:
+        raise DataError(f"unexpected keys {unexpected[:6]}, missing keys {missing[:6]}")
+    return names
 
-    Raises a DataError where `params` is not an MLP's from 784 pixels to 10 logits, or not finite.
+
+def layer_sizes(params: Mapping[str, Any]) -> tuple[int, ...]:
+    """The width of each layer from the pixels to the logits.
+
+    Raises a DataError as `to_state_dict`, or where they are not 784 pixels and 10 logits.
 
     >>> from jaxmnist.torch_compat import TorchGenerator, init_params
     >>> layer_sizes(init_params(TorchGenerator(0), (784, 32, 10)))
     (784, 32, 10)
     """
-    state_dict = to_state_dict(params)
-    _check_finite(state_dict)
-    weights = [value for name, value in state_dict.items() if name.endswith(".weight")]
-    sizes = (weights[0].shape[1], *(len(weight) for weight in weights))
+    weights = list(to_state_dict(params).values())[::2]
+    sizes = (weights[0].shape[1], *map(len, weights))
     if (sizes[0], sizes[-1]) != (784, 10):
-        raise DataError(
-            f"the model takes {sizes[0]} numbers and gives {sizes[-1]}, "
-            "not the 784 pixels of an image and 10 logits"
-        )
+        raise DataError(f"a model of {sizes[0]} numbers and {sizes[-1]} classes, not of 784 and 10")
     return sizes
 
 
-def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
-    for name, value in state_dict.items():
-        if not np.isfinite(value).all():
-            raise DataError(f"{name} holds numbers that are not finite: the training diverged")
+def to_safetensors(params: Mapping[str, Any]) -> bytes:
+    """`to_state_dict(params)` as a safetensors file.
 
-
-def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
-    """Write `to_state_dict(params)` to `path`: as safetensors, or .pt and .pth by PyTorch.
-
-    The file appears whole or not at all. Raises a DataError where it cannot be written, PyTorch is
-    needed and not installed, or a weight is not finite.
+    In PyTorch, `model.load_state_dict(safetensors.torch.load_file(path))` loads it. Raises a
+    DataError as `to_state_dict`.
     """
     import safetensors.numpy
 
+    # "pt" is what other programs look for: the arrays are named as PyTorch's.
+    return safetensors.numpy.save(to_state_dict(params), metadata={"format": "pt"})
+
+
+def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
+    """Write `to_safetensors(params)` to `path`; the file appears whole or not at all.
+
+    Directories on the way are made. Raises a DataError as `to_state_dict`, an OSError where the
+    file cannot be written, and a ValueError where its name is that of another format.
+    """
     path = Path(path)
-    torch = _torch_for(path)
-    state_dict = to_state_dict(params)
-    try:
-        _check_finite(state_dict)
-        if torch:
-            buffer = io.BytesIO()
-            torch.save({name: torch.tensor(value) for name, value in state_dict.items()}, buffer)
-            content = buffer.getvalue()
-        else:
-            content = safetensors.numpy.save(state_dict)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    if path.suffix in (".pt", ".pth"):
+        raise ValueError(f"{path}: weights are written as safetensors; name it .safetensors")
+    content = to_safetensors(params)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)
 
 
 def load_weights(path: str | os.PathLike[str]) -> Params:
-    """The params in a file that `save_weights` or `torch.save(model.state_dict(), path)` wrote.
+    """The params in a safetensors file, or in one of `torch.save(model.state_dict(), path)`.
 
-    A directory stands for the `weights.safetensors` in it, as `scripts/train.py --out` writes it.
-    Nothing in the file is executed: a .pt or .pth is read with `weights_only=True`. Raises a
-    DataError where it is missing, damaged or foreign, a weight is not finite, or PyTorch is needed
-    and not installed.
+    The content tells which of the two it is, not the name. A directory stands for the
+    `weights.safetensors` in it, as `scripts/train.py --out` writes it. No pickle is executed:
+    PyTorch reads its own files with `weights_only=True`, and must be installed for them. Raises an
+    OSError where the file cannot be read, and a DataError where it is damaged or of another model.
     """
     import safetensors.numpy
 
     path = Path(path)
     if path.is_dir():
         path = path / "weights.safetensors"
-    torch = _torch_for(path)
+    content = path.read_bytes()
+    # safetensors begin with a length of 8 bytes, which may be any, and then a JSON object
+    is_torch = content.startswith((b"PK", b"\x80")) and content[8:9] != b"{"
     try:
-        content = path.read_bytes()
-        state_dict = _load_torch(torch, content) if torch else safetensors.numpy.load(content)
-        params = from_state_dict(state_dict)
-        _check_finite(state_dict)
-        return params
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return from_state_dict((_load_torch if is_torch else safetensors.numpy.load)(content))
+    except ImportError as error:
+        raise DataError(f"{path}: a PyTorch file; to read it, pip install torch") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:  # on foreign bytes the two readers raise errors of a dozen kinds
-        kind = "PyTorch state dict" if torch else "safetensors file"
+        kind = "PyTorch state dict" if is_torch else "safetensors file"
         raise DataError(f"{path}: damaged, or not a {kind} of float32 arrays") from error
 
 
-def _load_torch(torch: Any, content: bytes) -> dict[str, np.ndarray]:
+def _load_torch(content: bytes) -> dict[str, np.ndarray]:
     """The state dict in a PyTorch file, if its tensors take no more memory than the file does.
 
-    Such a file can be far smaller than what it stands for: a zip archive may be compressed, and a
-    tensor may repeat one number along a stride of 0.
+    Such a file can be far smaller than its tensors: a zip archive may be compressed, and a tensor
+    may repeat one number along a stride of 0.
     """
-    file = io.BytesIO(content)
-    sizes = [0]
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            sizes = [entry.file_size for entry in archive.infolist()]
+    import torch
+
+    file, size = io.BytesIO(content), 0
+    if content.startswith(b"PK"):
+        size = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what PyTorch finds odd, but can read
-        if sum(sizes) <= len(content):
+        warnings.simplefilter("ignore")  # about formats of tensors that are refused here
+        if size <= len(content):
             file.seek(0)
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-            sizes = [tensor.numel() * tensor.element_size() for tensor in tensors.values()]
-        if sum(sizes) > len(content):
-            raise DataError(
-                f"takes {sum(sizes):,} bytes, more than the file has ({len(content):,})"
-            )
+            _expect_names(tensors)  # a checkpoint that holds more than weights is told by its keys
+            size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > len(content):
+            raise DataError(f"its arrays take {size:,} bytes, more than the file")
         return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
-
-
-def _torch_for(path: Path) -> Any:
-    """PyTorch, where a file of this name is in its format, or None."""
-    if path.suffix not in (".pt", ".pth"):
-        return None
-    try:
-        import torch
-    except ImportError as error:
-        raise DataError(f"{path}: install PyTorch (pip install torch) for this format") from error
-    return torch
