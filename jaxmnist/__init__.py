@@ -8,10 +8,10 @@ from jaxmnist.checks import check_finite
 from jaxmnist.data import Dataset, batches, epoch_order
 from jaxmnist.datasets.mnist import load_mnist
 from jaxmnist.errors import DataError, DataNotFoundError, JaxmnistError, NonFiniteLossError
-from jaxmnist.evaluation import Evaluation, evaluate, make_metrics
+from jaxmnist.evaluation import classifier_metrics, evaluate
 from jaxmnist.losses import cross_entropy, nll_loss
 from jaxmnist.model import MLP
-from jaxmnist.objective import make_objective
+from jaxmnist.objective import classifier_objective
 from jaxmnist.training import (
     TrainState,
     init_state,
@@ -28,20 +28,19 @@ __all__ = [
     "DataError",
     "DataNotFoundError",
     "Dataset",
-    "Evaluation",
     "JaxmnistError",
     "NonFiniteLossError",
     "TrainState",
     "batches",
     "check_finite",
+    "classifier_metrics",
+    "classifier_objective",
     "cross_entropy",
     "epoch_order",
     "evaluate",
     "flatten",
     "init_state",
     "load_mnist",
-    "make_metrics",
-    "make_objective",
     "make_train_epoch",
     "make_train_step",
     "nll_loss",

@@ -1,13 +1,12 @@
 """Training data: a pytree of arrays with the examples first, and the order that an epoch sees."""
 
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec, auto_axes, use_abstract_mesh
 from jaxtyping import Array, Int, Int32, PRNGKeyArray, Shaped
 
 from jaxmnist.checks import check_batch_size, check_order, num_examples
@@ -78,21 +77,3 @@ def batches(
     host = jax.tree.map(np.asarray, dataset)
     parts = (indices[i : i + batch_size] for i in range(0, len(indices), batch_size))
     return (jax.tree.map(lambda x, rows=rows: x[rows], host) for rows in parts)
-
-
-def on_auto_axes(fn: Callable[..., Any], out_sharding: Any, *args: Any) -> Any:
-    """`fn(*args)`, with the sharding left to XLA where arrays lie on a mesh with explicit axes.
-
-    There JAX would ask for the sharding of each gather and reshape. The result has
-    `out_sharding`, a PartitionSpec or a tree of them.
-    """
-    for mesh in (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)):
-        if AxisType.Explicit in mesh.axis_types:
-            with use_abstract_mesh(mesh):
-                return auto_axes(fn, out_sharding=out_sharding)(*args)
-    return fn(*args)
-
-
-def specs(tree: Any) -> Any:
-    """The PartitionSpec of each leaf, where it lies on a mesh with explicit axes."""
-    return jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec or PartitionSpec(), tree)

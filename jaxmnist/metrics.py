@@ -9,10 +9,22 @@ from jaxtyping import Float, Float64, Int
 from jaxmnist.types import AnyArray
 
 
+def confusion_matrix(
+    labels: Int[AnyArray, " n"], predictions: Int[AnyArray, " n"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """How many examples of class i were taken for class j, in row i and column j.
+
+    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
+    [[1, 0], [1, 1]]
+    """
+    pairs = np.asarray(labels, np.int64) * classes + np.asarray(predictions)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
 def precision_recall(
     confusion: Int[AnyArray, "classes classes"],
 ) -> tuple[Float64[np.ndarray, " classes"], Float64[np.ndarray, " classes"]]:
-    """Each class's precision and recall from `evaluate`'s confusion matrix (rows are true).
+    """Each class's precision and recall from a confusion matrix (rows are true).
 
     Precision is the share of a class's predictions that are right, recall the share of its images
     that are found; NaN where there are none.

@@ -26,9 +26,10 @@ Augment = Callable[[PRNGKeyArray, Any], Any]
 ScalarObjective = Callable[..., tuple[Float[Array, ""], tuple[Metrics, Any]]]
 
 
-def make_objective(
+def classifier_objective(
     apply_fn: ApplyFn,
     loss_fn: LossFn = cross_entropy,
+    *,
     transform: Transform = preprocess,
     augment: Augment | None = None,
 ) -> Objective:

@@ -10,14 +10,12 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes, use_abstract_mesh
 from jaxtyping import Array, Bool, Int
 
 from jaxmnist.checks import check_order, num_examples
-from jaxmnist.data import on_auto_axes, specs
 from jaxmnist.errors import JaxmnistError
-from jaxmnist.training import State, TrainStep
-from jaxmnist.types import AnyArray, Examples, Metrics
+from jaxmnist.types import AnyArray, Examples, Metrics, State, TrainStep
 
 Tree = TypeVar("Tree")
 # The batches of all steps, [steps, batch, ...], and which of their rows count, or None for all.
@@ -150,8 +148,8 @@ def make_sharded_epoch(
         return jax.lax.scan(step, state, batches)
 
     def train_epoch(state: State, batches: Batches) -> tuple[State, Metrics]:
-        out = (specs(state), PartitionSpec())
-        state, metrics = on_auto_axes(run, out, state, batches)
+        out = (partition_specs(state), PartitionSpec())
+        state, metrics = with_auto_sharding(run, out, state, batches)
         if AxisType.Explicit in mesh.axis_types:
             return state, metrics
         where = replicated if shardings is None else shardings
@@ -161,3 +159,21 @@ def make_sharded_epoch(
         )
 
     return train_epoch
+
+
+def with_auto_sharding(fn: Callable[..., Any], out_sharding: Any, *args: Any) -> Any:
+    """`fn(*args)`, with the sharding left to XLA where arrays lie on a mesh with explicit axes.
+
+    There JAX would ask for the sharding of each gather and reshape. The result has
+    `out_sharding`, a PartitionSpec or a tree of them.
+    """
+    for mesh in (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)):
+        if AxisType.Explicit in mesh.axis_types:
+            with use_abstract_mesh(mesh):
+                return auto_axes(fn, out_sharding=out_sharding)(*args)
+    return fn(*args)
+
+
+def partition_specs(tree: Any) -> Any:
+    """The PartitionSpec of each leaf, where it lies on a mesh with explicit axes."""
+    return jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec or PartitionSpec(), tree)

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Float32, Float64, Int, UInt8
 
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError
-from jaxmnist.evaluation import Evaluation, evaluate, make_metrics
+from jaxmnist.evaluation import classifier_metrics, evaluate
 from jaxmnist.ink import BOX, ink_of
+from jaxmnist.metrics import confusion_matrix
 from jaxmnist.model import MLP
 from jaxmnist.picture import read_picture
 from jaxmnist.transforms import preprocess
@@ -64,16 +65,23 @@ def evaluate_model(params: Params, test: Dataset) -> ModelMetrics:
     Raises a DataError as `layer_sizes` does.
     """
     model = MLP(layer_sizes(params)[1:-1])
-    outputs_fn, metrics_fn = make_metrics(model.apply)
+    metrics_fn = classifier_metrics(model.apply)
 
-    def with_probabilities(logits: Float[Array, "n classes"], test: Dataset) -> Metrics:
-        return metrics_fn(logits, test) | {"probabilities": jax.nn.softmax(logits)}
+    def outputs_fn(params: Params, batch: Dataset) -> Metrics:
+        probabilities = predict(model.apply, params, batch.images)
+        return metrics_fn(params, batch) | {"probabilities": probabilities}
 
-    run = jax.jit(partial(evaluate, Evaluation(outputs_fn, with_probabilities)))
+    def summarize(outputs: Metrics, test: Dataset) -> Metrics:
+        means = {name: outputs[name].mean() for name in ("loss", "accuracy")}
+        return means | {"probabilities": outputs["probabilities"]}
+
+    run = jax.jit(partial(evaluate, outputs_fn, summarize=summarize))
     with jax.default_matmul_precision("highest"):  # as in training
-        metrics = jax.device_get(run(params, test))
-    loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
-    return ModelMetrics(loss, accuracy, metrics["confusion"], metrics["probabilities"])
+        found = jax.device_get(run(params, test))
+    probabilities = found["probabilities"]
+    predictions, classes = probabilities.argmax(axis=1), probabilities.shape[1]
+    confusion = confusion_matrix(test.labels, predictions, classes)
+    return ModelMetrics(float(found["loss"]), float(found["accuracy"]), confusion, probabilities)
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "28 28"]:

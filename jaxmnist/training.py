@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,29 @@ from jaxmnist.checks import (
     named_arguments,
     num_examples,
 )
-from jaxmnist.data import epoch_order, on_auto_axes, specs
+from jaxmnist.data import epoch_order
 from jaxmnist.objective import ScalarObjective, as_scalar
-from jaxmnist.types import AnyArray, Examples, Metrics, Model, Objective, Optimizer, Params
+from jaxmnist.parallel import partition_specs, with_auto_sharding
+from jaxmnist.types import (
+    AnyArray,
+    Examples,
+    Metrics,
+    Model,
+    Objective,
+    Optimizer,
+    Params,
+    Remainder,
+    State,
+    TrainEpoch,
+    TrainStep,
+)
 
 _STEP = zlib.crc32(b"step")
 _value_and_grad = partial(jax.value_and_grad, has_aux=True)
-State = TypeVar("State")  # a TrainState, or what your own step carries
-Remainder = Literal["pad", "short", "drop"]
-TrainStep = Callable[..., tuple[State, Metrics]]  # (state, batch, [where]) -> (state, metrics)
-TrainEpoch = Callable[[State, Examples, Int[AnyArray, " n"]], tuple[State, Metrics]]
 
 
 class TrainState(NamedTuple):
-    """All that training changes. By hand: `TrainState(jnp.int32(0), params, tx.init(params))`."""
+    """All that training changes: of `init_state`, or of `TrainState.create`."""
 
     step: Int32[Array, ""]  # an array: a Python int would make the first call compile twice
     params: Params  # what is trained
@@ -41,11 +50,27 @@ class TrainState(NamedTuple):
     model_state: Any = None  # what is carried and not trained: batch statistics, a teacher
     key: PRNGKeyArray | None = None  # the run's; a step's own is fold_in(key, step)
 
+    @classmethod
+    def create(
+        cls,
+        params: Params,
+        tx: Optimizer,
+        *,
+        key: PRNGKeyArray | None = None,
+        model_state: Any = None,
+    ) -> "TrainState":
+        """The state before the first step, of parameters that are there already.
+
+        The state's key is derived from `key`, so that it may be the one that made the parameters.
+        """
+        key = None if key is None else jax.random.fold_in(key, _STEP)
+        return cls(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
+
 
 def init_state(
-    key: PRNGKeyArray,
     model: Model,
     tx: Optimizer,
+    key: PRNGKeyArray,
     example: Float[AnyArray, "*shape"] | None = None,
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
@@ -63,7 +88,7 @@ def init_state(
     if isinstance(params, dict) and "params" in params and len(params) > 1:
         model_state = {name: values for name, values in params.items() if name != "params"}
         params = {"params": params["params"]}
-    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), model_state)
+    state = TrainState.create(params, tx, model_state=model_state)
     seen: set[int] = set()
 
     def own(leaf: Any) -> Any:  # some optimizers' state holds the parameters themselves, and a
@@ -100,7 +125,7 @@ def make_train_step(
     >>> def squared_error(params, batch):
     ...     return (batch["x"] * params - batch["y"]) ** 2
     >>> tx, params = optax.sgd(0.25), jnp.array(1.0)
-    >>> state = TrainState(jnp.int32(0), params, tx.init(params))
+    >>> state = TrainState.create(params, tx)
     >>> batch = {"x": jnp.array([1.0, 1.0]), "y": jnp.array([2.0, 4.0])}
     >>> state, metrics = make_train_step(squared_error, tx)(state, batch)
     >>> float(metrics["loss"]), float(state.params)
@@ -166,8 +191,8 @@ def make_train_epoch(
         n = num_examples(dataset)
         check_order(order, n)
         dataset, order = jax.tree.map(jnp.asarray, (dataset, order))
-        out = (specs(state), PartitionSpec())
-        state, metrics = on_auto_axes(scan_batches, out, state, dataset, order)
+        out = (partition_specs(state), PartitionSpec())
+        state, metrics = with_auto_sharding(scan_batches, out, state, dataset, order)
         # For an index outside JAX takes the nearest example and says nothing.
         outside = jnp.pad((order < 0) | (order >= n), (0, -order.size % batch_size))
         wrong = outside.reshape(-1, batch_size).any(axis=1)[: len(metrics["loss"])]
@@ -201,15 +226,16 @@ def make_train_epoch(
 
 
 def train(
-    key: PRNGKeyArray,
-    dataset: Examples,
-    state: State,
     train_step: TrainStep[State],
+    state: State,
+    dataset: Examples,
+    key: PRNGKeyArray,
     *,
     epochs: int = 5,
     batch_size: int = 64,
     remainder: Remainder = "pad",
     test: Callable[[State], Metrics] | None = None,
+    first_epoch: int | Int32[Array, ""] = 0,
 ) -> tuple[State, Metrics]:
     """A whole run as one pure function: epoch after epoch, in the orders of `epoch_order`.
 
@@ -222,16 +248,17 @@ def train(
         dataset, train_step, batch_size, remainder: as in `make_train_epoch`.
         epochs: how often every example is seen.
         test: `test(state) -> metrics` after each epoch, for instance
-            `lambda state: evaluate(make_metrics(model.apply), state.params, test_set)`.
+            `lambda state: evaluate(classifier_metrics(model.apply), state.params, test_set)`.
+        first_epoch: the number of the first of these epochs, from 0.
 
     Returns the last state, the steps' metrics, with the axes [epochs, steps, ...], and those of
     `test`, under "test_" and their name, with the axes [epochs, ...].
 
-    >>> from jaxmnist import MLP, Dataset, make_objective
+    >>> from jaxmnist import MLP, Dataset, classifier_objective
     >>> data = Dataset(np.zeros((100, 28, 28), np.uint8), np.zeros(100, np.int32))
     >>> model, tx, key = MLP(), optax.sgd(0.1), jax.random.key(0)
-    >>> train_step = make_train_step(make_objective(model.apply), tx)
-    >>> state, metrics = train(key, data, init_state(key, model, tx), train_step, epochs=3)
+    >>> train_step = make_train_step(classifier_objective(model.apply), tx)
+    >>> state, metrics = train(train_step, init_state(model, tx, key), data, key, epochs=3)
     >>> metrics["loss"].shape
     (3, 2)
     """
@@ -243,4 +270,4 @@ def train(
         tested = {} if test is None else test(state)
         return state, metrics | {f"test_{name}": value for name, value in tested.items()}
 
-    return jax.lax.scan(run_epoch, state, jnp.arange(epochs, dtype=jnp.int32))
+    return jax.lax.scan(run_epoch, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))

@@ -1,11 +1,11 @@
 """The names that the signatures of several modules share."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 AnyArray: TypeAlias = Array | np.ndarray  # on a device or, as NumPy's, on the host
 Params: TypeAlias = Any  # what is trained, a pytree: for Linen what `model.init` returns
@@ -18,6 +18,10 @@ Transform: TypeAlias = Callable[[Any], AnyArray]  # images -> what the model tak
 # (params, batch, *, key, model_state, where) -> loss, (loss, metrics) or (loss, metrics,
 # model_state). It is passed those of the keywords that its signature names.
 Objective: TypeAlias = Callable[..., Any]
+State = TypeVar("State")  # a TrainState, or what your own step carries
+TrainStep: TypeAlias = Callable[..., tuple[State, Metrics]]  # (state, batch, [where])
+TrainEpoch: TypeAlias = Callable[[State, Examples, Int[AnyArray, " n"]], tuple[State, Metrics]]
+Remainder: TypeAlias = Literal["pad", "short", "drop"]
 
 
 @runtime_checkable

@@ -51,12 +51,12 @@ from jaxmnist import (
     Dataset,
     TrainState,
     batches,
+    classifier_metrics,
+    classifier_objective,
     cross_entropy,
     evaluate,
     flatten,
     load_mnist,
-    make_metrics,
-    make_objective,
     make_train_epoch,
     make_train_step,
     nll_loss,
@@ -388,10 +388,12 @@ state = TrainState(jnp.int32(0), params, tx.init(params))
 #         running_loss += loss.item()
 #     else:
 #         print(f"Training loss: {running_loss/len(trainloader)}")
-objective = make_objective(model.apply, nll_loss, preprocess)  # of flat, normalized images
+objective = classifier_objective(
+    model.apply, nll_loss, transform=preprocess
+)  # of flat, normalized images
 train_epoch = jax.jit(make_train_epoch(make_train_step(objective, tx), batch_size=64))
 train_on_device = jax.device_put(train)
-metrics = make_metrics(model.apply, nll_loss)  # the notebook has no test; this one has
+metrics = classifier_metrics(model.apply, nll_loss)  # the notebook has no test; this one has
 run_test = jax.jit(lambda params: evaluate(metrics, params, test))
 
 losses, records = [], []

@@ -92,9 +92,9 @@ def train_notebook(dataset: Dataset, test: Dataset) -> tuple[TrainState, Metrics
 
     key, tx = jax.random.key(0), optax.sgd(0.003)
     model, train_step, metrics = make_training((128, 64), "cross_entropy", None, tx)
-    state = init_state(key, model, tx)
+    state = init_state(model, tx, key)
     return train(
-        key, dataset, state, train_step, test=lambda state: evaluate(metrics, state.params, test)
+        train_step, state, dataset, key, test=lambda state: evaluate(metrics, state.params, test)
     )
 
 

@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxmnist import (
     Dataset,
+    classifier_metrics,
     evaluate,
-    make_metrics,
     make_train_epoch,
     make_train_step,
     parallel,
@@ -43,7 +43,7 @@ def compare(name: str, context: Any) -> None:
     step = make_train_step(objective, TX)
     epoch = jax.jit(make_train_epoch(step, 64))
     score = jax.jit(
-        lambda params, data: evaluate(make_metrics(MODEL.apply), params, data, batch_size=64)
+        lambda params, data: evaluate(classifier_metrics(MODEL.apply), params, data, batch_size=64)
     )
     data, state = dataset(), start(name)
     expected, numbers = epoch(state, data, ORDER), score(state.params, data)

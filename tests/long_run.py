@@ -18,7 +18,7 @@ from jaxmnist.datasets import synthetic
 from jaxmnist.runs import recipe, run_logs
 
 traced = 0
-load, make = synthetic.load_synthetic, objective.make_objective
+load, make = synthetic.load_synthetic, objective.classifier_objective
 add = run_logs.RunLogs.add_record
 
 
@@ -48,7 +48,7 @@ def add_and_tell(logs, record):
 
 
 if __name__ == "__main__":
-    synthetic.load_synthetic, recipe.make_objective = load_little, make_counting
+    synthetic.load_synthetic, recipe.classifier_objective = load_little, make_counting
     run_logs.RunLogs.add_record = add_and_tell
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -13,10 +13,10 @@ from jaxmnist import (
     MLP,
     Dataset,
     TrainState,
+    classifier_objective,
     cross_entropy,
     epoch_order,
     init_state,
-    make_objective,
     make_train_step,
     norms,
     parallel,
@@ -47,12 +47,12 @@ def stateful(params: Any, batch: Dataset, *, key: Any, model_state: Any, where: 
     return cross_entropy(logits, batch.labels), {"mean": mean.mean()}, mean
 
 
-OBJECTIVES = {"notebook": make_objective(MODEL.apply), "stateful": stateful}
+OBJECTIVES = {"notebook": classifier_objective(MODEL.apply), "stateful": stateful}
 
 
 def start(name: str) -> TrainState:
     """What an objective's run starts from."""
-    state = init_state(jax.random.key(SEED), MODEL, TX)
+    state = init_state(MODEL, TX, jax.random.key(SEED))
     return state if name == "notebook" else state._replace(model_state=jnp.zeros(784))
 
 

@@ -162,7 +162,7 @@ def test_the_accurate_step_is_traced_once(monkeypatch):
     @jax.jit
     def run(key, strength):
         model, step, _ = recipe.make_training((16,), "cross_entropy", strength, tx)
-        return train(key, data, init_state(key, model, tx), step, epochs=3, batch_size=64)
+        return train(step, init_state(model, tx, key), data, key, epochs=3, batch_size=64)
 
     for strength in (0.5, 1.0):
         run(KEY, strength)

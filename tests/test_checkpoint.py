@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import MLP, Dataset, TrainState, init_state, make_objective
+from jaxmnist import MLP, Dataset, TrainState, classifier_objective, init_state
 from jaxmnist import make_train_step as make_step
 from jaxmnist.errors import CheckpointError
 from jaxmnist.files import atomic_write, open_regular
@@ -76,12 +76,12 @@ OPTIMIZERS = {
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, toy, name):
     """Saved in the background while the next step already reuses the state's memory."""
     model, tx = MLP((5,)), OPTIMIZERS[name]
-    step = jax.jit(make_step(make_objective(model.apply), tx), donate_argnums=0)
+    step = jax.jit(make_step(classifier_objective(model.apply), tx), donate_argnums=0)
     batch = Dataset(toy.images[:64], toy.labels[:64])
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # optax mixes int and float
     try:
-        state = init_state(jax.random.key(0), model, tx)
-        like = jax.eval_shape(lambda: init_state(jax.random.key(0), model, tx))
+        state = init_state(model, tx, jax.random.key(0))
+        like = jax.eval_shape(lambda: init_state(model, tx, jax.random.key(0)))
         with checkpoint.Writer(tmp_path, keep=9) as writer:
             for _ in range(4):
                 state, _ = step(state, batch)

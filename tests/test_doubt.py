@@ -70,7 +70,7 @@ def test_the_script_says_so(script, tmp_path):
     from jaxmnist.weights import save_weights
 
     weights, path = tmp_path / "w.safetensors", tmp_path / "dash.png"
-    save_weights(weights, init_state(jax.random.key(0), MLP(), optax.sgd(0.1)).params)
+    save_weights(weights, init_state(MLP(), optax.sgd(0.1), jax.random.key(0)).params)
     picture = Image.new("L", (300, 300), 255)
     ImageDraw.Draw(picture).line((70, 150, 230, 156), 0, 18)
     picture.save(path)

@@ -16,11 +16,11 @@ from jaxmnist import (
     TrainState,
     batches,
     check_finite,
+    classifier_metrics,
+    classifier_objective,
     cross_entropy,
     evaluate,
     init_state,
-    make_metrics,
-    make_objective,
     make_train_epoch,
     make_train_step,
     nll_loss,
@@ -31,8 +31,8 @@ from jaxmnist import (
 KEY = jax.random.key(0)
 MODEL = MLP(hidden=(8,))
 TX = optax.sgd(0.1)
-STATE = init_state(KEY, MODEL, TX)
-METRICS = make_metrics(MODEL.apply)
+STATE = init_state(MODEL, TX, KEY)
+METRICS = classifier_metrics(MODEL.apply)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def either(jit):
 
 
 def step_of(loss_fn=cross_entropy, tx=TX, apply=MODEL.apply):
-    return make_train_step(make_objective(apply, loss_fn), tx)
+    return make_train_step(classifier_objective(apply, loss_fn), tx)
 
 
 def optaxs_mean(logits, labels):
@@ -77,7 +77,7 @@ def test_a_models_output(toy, change, named, jit):
         with pytest.raises(ValueError, match=named):
             either(jit)(step_of(loss, apply=apply))(STATE, toy)
     for batch_size in (1000, 100):
-        score = partial(evaluate, make_metrics(apply), batch_size=batch_size)
+        score = partial(evaluate, classifier_metrics(apply), batch_size=batch_size)
         with pytest.raises(ValueError, match=named):
             either(jit)(score)(STATE.params, toy)
 
@@ -101,7 +101,7 @@ def test_a_label_outside_the_classes(toy, wrong):
         return evaluate(METRICS, state.params, bad)
 
     with pytest.raises(ValueError, match=message):
-        train(KEY, toy, STATE, step, epochs=1, test=test)
+        train(step, STATE, toy, KEY, epochs=1, test=test)
 
     _, metrics = jax.jit(step)(STATE, bad)
     with pytest.raises(NonFiniteLossError, match=r"loss of step 1 is nan: a label .* out of range"):
@@ -180,14 +180,14 @@ def test_arrays_of_different_lengths(toy):
     with pytest.raises(ValueError, match=message):
         make_train_epoch(step_of())(STATE, short, np.arange(90))
     with pytest.raises(ValueError, match=message):
-        train(KEY, short, STATE, step_of())
+        train(step_of(), STATE, short, KEY)
     with pytest.raises(ValueError, match=message):
         evaluate(METRICS, STATE.params, short)
     data = {"x": toy.images, "scale": np.float32(2)}
     with pytest.raises(ValueError, match=r"\['scale'\] has no, \['x'\] has 100"):
         make_train_epoch(step_of())(STATE, data, np.arange(90))
     with pytest.raises(ValueError, match="number of examples; none"):
-        train(KEY, {}, STATE, step_of())
+        train(step_of(), STATE, {}, KEY)
 
 
 @pytest.mark.parametrize("size", [0, -1])
@@ -196,7 +196,7 @@ def test_a_batch_size_below_one(toy, size):
     with pytest.raises(ValueError, match=message):
         make_train_epoch(step_of(), size)
     with pytest.raises(ValueError, match=message):
-        train(KEY, toy, STATE, step_of(), batch_size=size)
+        train(step_of(), STATE, toy, KEY, batch_size=size)
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,10 @@ def test_a_loss_of_another_shape(toy, change, shape):
 @pytest.mark.parametrize(
     "objective",
     [
-        lambda params, batch: make_objective(MODEL.apply, optaxs_mean)(params, batch),
-        lambda params, batch, **kwargs: make_objective(MODEL.apply, optaxs_mean)(params, batch),
+        lambda params, batch: classifier_objective(MODEL.apply, optaxs_mean)(params, batch),
+        lambda params, batch, **kwargs: classifier_objective(MODEL.apply, optaxs_mean)(
+            params, batch
+        ),
     ],
     ids=["no where", "kwargs"],
 )
@@ -249,7 +251,7 @@ def test_a_scalar_loss_of_a_padded_batch(toy, objective):
     with pytest.raises(TypeError, match=message):
         jax.jit(make_train_epoch(step))(STATE, toy, np.arange(100))
     with pytest.raises(TypeError, match=message):
-        train(KEY, toy, STATE, step)
+        train(step, STATE, toy, KEY)
     for remainder, steps in (("short", 2), ("drop", 1)):
         epoch = jax.jit(make_train_epoch(step, remainder=remainder))
         state, _ = epoch(STATE, toy, np.arange(100))
@@ -261,14 +263,14 @@ def test_a_scalar_loss_of_a_padded_batch(toy, objective):
 @pytest.mark.parametrize("jit", [False, True])
 def test_names_of_metrics_that_are_taken(toy, jit):
     def run(step, **options):
-        return either(jit)(lambda: train(KEY, toy, STATE, step, epochs=1, **options))()
+        return either(jit)(lambda: train(step, STATE, toy, KEY, epochs=1, **options))()
 
     def with_metrics(**metrics):
         return step_of(lambda logits, labels: (cross_entropy(logits, labels), metrics))
 
     def logging(*names):
         return make_train_step(
-            lambda params, batch: (make_objective(MODEL.apply)(params, batch), {"mine": 1.0}),
+            lambda params, batch: (classifier_objective(MODEL.apply)(params, batch), {"mine": 1.0}),
             TX,
             log=lambda state, grads, updates: dict.fromkeys(names, 2.0),
         )
@@ -301,7 +303,7 @@ def test_integer_pixels_that_are_not_uint8(toy, dtype, jit):
     with pytest.raises(TypeError, match=message):
         either(jit)(lambda data: evaluate(METRICS, STATE.params, data))(bad)
     with pytest.raises(TypeError, match=message):
-        train(KEY, bad, STATE, step_of())
+        train(step_of(), STATE, bad, KEY)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, jnp.bfloat16])
@@ -341,7 +343,7 @@ def test_float_pixels_that_nobody_has_scaled(toy, dtype):
 )
 def test_an_optimizer_state_of_other_parameters(toy, tx, made_for):
     other, hidden = made_for
-    opt_state = init_state(KEY, MLP(hidden), other).opt_state
+    opt_state = init_state(MLP(hidden), other, KEY).opt_state
     with pytest.raises(ValueError, match=r"opt_state belongs to another.*tx\.init\(state\.params"):
         jax.jit(step_of(tx=tx))(TrainState(jnp.int32(0), STATE.params, opt_state), toy)
 
@@ -358,7 +360,7 @@ def test_parameters_that_have_no_gradient(toy, leaf):
 
 def test_an_objective_that_asks_for_a_key_which_is_not_there(toy):
     def objective(params, batch, *, key):
-        return make_objective(MODEL.apply)(params, batch)
+        return classifier_objective(MODEL.apply)(params, batch)
 
     state = STATE._replace(key=None)
     with pytest.raises(ValueError, match=r"asks for a key and state\.key is None"):
@@ -377,7 +379,7 @@ def test_an_objective_that_asks_for_a_key_which_is_not_there(toy):
 )
 def test_a_model_state_that_changes_its_form(toy, before, after):
     def objective(params, batch, *, model_state):
-        return make_objective(MODEL.apply)(params, batch), {}, after
+        return classifier_objective(MODEL.apply)(params, batch), {}, after
 
     epoch = make_train_epoch(make_train_step(objective, TX))
     with pytest.raises(TypeError, match=r"same pytree structure|equal types"):

@@ -15,10 +15,10 @@ import safetensors.numpy
 
 from jaxmnist import (
     MLP,
+    classifier_objective,
     epoch_order,
     export,
     init_state,
-    make_objective,
     make_train_epoch,
     make_train_step,
     preprocess,
@@ -257,9 +257,9 @@ def test_what_cannot_be_exported(script, weights, tmp_path):
 
 def train_an_epoch(train, rate=0.01):
     model, tx, key = MLP(), optax.sgd(rate), jax.random.key(0)
-    train_epoch = jax.jit(make_train_epoch(make_train_step(make_objective(model.apply), tx)))
+    train_epoch = jax.jit(make_train_epoch(make_train_step(classifier_objective(model.apply), tx)))
     order = epoch_order(key, 0, len(train.labels))
-    state, _ = train_epoch(init_state(key, model, tx), train, order)
+    state, _ = train_epoch(init_state(model, tx, key), train, order)
     return jax.device_get(state.params)
 
 

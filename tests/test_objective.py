@@ -11,10 +11,10 @@ from jaxmnist import (
     MLP,
     Dataset,
     TrainState,
+    classifier_objective,
     cross_entropy,
     epoch_order,
     init_state,
-    make_objective,
     make_train_epoch,
     make_train_step,
     norms,
@@ -188,7 +188,7 @@ def test_members_of_a_population_have_masks_of_their_own():
     """Those of the single runs."""
 
     def run(key):
-        return train(KEY, REGRESSION, start(key=key), step, epochs=1, batch_size=5)
+        return train(step, start(key=key), REGRESSION, KEY, epochs=1, batch_size=5)
 
     step, keys = make_train_step(noisy, TX), jax.random.split(KEY, 3)
     states, metrics = jax.jit(jax.vmap(run))(keys)
@@ -236,7 +236,7 @@ def batch_norm(params, batch, *, key, model_state, where):
 @pytest.mark.parametrize("tx", [TX, optax.adamw(0.01, weight_decay=0.5)], ids=["sgd", "adamw"])
 def test_batch_statistics_equal_numpy(toy, tx):
     """The padded last batch included; weight decay touches the parameters and no statistics."""
-    state = init_state(KEY, Init, tx)
+    state = init_state(Init, tx, KEY)
     assert set(state.params) == {"params"}
     assert set(state.model_state) == {"batch_stats"}
     order = epoch_order(KEY, 0, 100)
@@ -265,10 +265,10 @@ def test_a_run_with_a_model_state_is_evaluated_without_dropout(toy):
         logits = Net().apply(state.params | state.model_state, rows, train=False)
         return {"loss": cross_entropy(logits, toy.labels).mean()}
 
-    rows, state = preprocess(toy.images), init_state(KEY, Init, TX)
+    rows, state = preprocess(toy.images), init_state(Init, TX, KEY)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         step = make_train_step(batch_norm, TX)
-        run = jax.jit(lambda s: train(KEY, toy, s, step, epochs=2, batch_size=50, test=test))
+        run = jax.jit(lambda s: train(step, s, toy, KEY, epochs=2, batch_size=50, test=test))
         last, metrics = run(state)
         np.testing.assert_allclose(metrics["test_loss"][-1], test(last)["loss"], rtol=1e-5)
     assert metrics["test_loss"][-1] < metrics["test_loss"][0]
@@ -382,7 +382,7 @@ def test_schedule_free_is_tested_at_its_own_point():
     with jax.numpy_dtype_promotion("standard"):
         state, step = start(tx=tx), make_train_step(errors, tx)
         state = jax.tree.map(jnp.copy, state)
-        run = jax.jit(lambda s: train(KEY, REGRESSION, s, step, epochs=4, batch_size=5, test=test))
+        run = jax.jit(lambda s: train(step, s, REGRESSION, KEY, epochs=4, batch_size=5, test=test))
         last, metrics = run(state)
         params = optax.contrib.schedule_free_eval_params(last.opt_state, last.params)
     z = np.float64(last.opt_state.z)
@@ -403,13 +403,13 @@ def test_schedule_free_is_tested_at_its_own_point():
 def test_under_disable_jit_and_x64(toy):
     """The step, the epoch and the run give the jitted numbers, int32 steps and no wider floats."""
     few = Dataset(toy.images[:10], toy.labels[:10])
-    objective = make_objective(LINEAR.apply)
+    objective = classifier_objective(LINEAR.apply)
     step = make_train_step(objective, TX, log=norms)
-    state = init_state(KEY, LINEAR, TX)
+    state = init_state(LINEAR, TX, KEY)
 
     def run(remainder):
         def fn(state):
-            return train(KEY, few, state, step, epochs=2, batch_size=4, remainder=remainder)
+            return train(step, state, few, KEY, epochs=2, batch_size=4, remainder=remainder)
 
         return fn
 
@@ -432,10 +432,12 @@ def test_in_float64(toy):
     """Parameters in float64 stay so, under strict promotion."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         rows = np.float64(preprocess(toy.images))
-        params = jax.tree.map(jnp.float64, init_state(KEY, LINEAR, TX).params)
+        params = jax.tree.map(jnp.float64, init_state(LINEAR, TX, KEY).params)
         state = TrainState(jnp.int32(0), params, TX.init(params))
         data = Dataset(rows, toy.labels.astype(np.int64))
-        epoch = jax.jit(make_train_epoch(make_train_step(make_objective(LINEAR.apply), TX), 64))
+        epoch = jax.jit(
+            make_train_epoch(make_train_step(classifier_objective(LINEAR.apply), TX), 64)
+        )
         new, metrics = epoch(state, data, np.arange(100))
         assert {leaf.dtype for leaf in jax.tree.leaves(new.params)} == {np.dtype(np.float64)}
         assert (metrics["loss"].dtype, new.step.dtype) == (np.float64, np.int32)
@@ -444,8 +446,8 @@ def test_in_float64(toy):
 def test_named_scopes(toy):
     """A profile tells the parts of a step from each other."""
     model = MLP(hidden=(8,))
-    state = init_state(KEY, model, TX)
-    step = jax.jit(make_train_step(make_objective(model.apply), TX))
+    state = init_state(model, TX, KEY)
+    step = jax.jit(make_train_step(classifier_objective(model.apply), TX))
     text = step.lower(state, toy).as_text(debug_info=True)
     for scope in ("gradient", "update", "objective)", "transform", "loss", "linear_0", "linear_1"):
         assert f"{scope}/" in text, scope

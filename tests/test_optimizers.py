@@ -141,7 +141,7 @@ def start(name, tx):
         params = Model.init(None, None)
         both = optax.LookaheadParams(params, jax.tree.map(jnp.copy, params))
         return jax.tree.map(jnp.copy, TrainState(jnp.int32(0), both, tx.init(both)))
-    return init_state(KEY, Model, tx, np.zeros(4, np.float32))
+    return init_state(Model, tx, KEY, np.zeros(4, np.float32))
 
 
 def data():

@@ -45,7 +45,7 @@ def test_the_script(script, folder, tmp_path):
     from jaxmnist.weights import save_weights
 
     weights, plot = tmp_path / "weights.safetensors", tmp_path / "misread.png"
-    save_weights(weights, init_state(jax.random.key(0), MLP(), optax.sgd(0.1)).params)
+    save_weights(weights, init_state(MLP(), optax.sgd(0.1), jax.random.key(0)).params)
     result = script("robustness.py", weights, "--photos", folder, "--plot", plot)
     code, stdout, stderr = result
     assert (code, stderr) == (0, "")

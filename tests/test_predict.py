@@ -35,7 +35,7 @@ def untrained(tmp_path):
     import optax
 
     path = tmp_path / "untrained.safetensors"
-    save_weights(path, init_state(jax.random.key(0), MLP(), optax.sgd(0.1)).params)
+    save_weights(path, init_state(MLP(), optax.sgd(0.1), jax.random.key(0)).params)
     return path
 
 
@@ -278,7 +278,7 @@ def test_weights_of_another_model(tmp_path):
     import optax
 
     path = tmp_path / "other.safetensors"
-    state = init_state(jax.random.key(0), MLP(), optax.sgd(0.1), np.zeros(100, np.float32))
+    state = init_state(MLP(), optax.sgd(0.1), jax.random.key(0), np.zeros(100, np.float32))
     save_weights(path, state.params)
     with pytest.raises(DataError, match="takes 100 numbers"):
         load_model(path)

@@ -14,9 +14,9 @@ import pytest
 from jaxmnist.data import Dataset
 from jaxmnist.datasets import cache, synthetic
 from jaxmnist.datasets.synthetic import draw_digits, load_synthetic
-from jaxmnist.evaluation import evaluate, make_metrics
+from jaxmnist.evaluation import classifier_metrics, evaluate
 from jaxmnist.model import MLP
-from jaxmnist.objective import make_objective
+from jaxmnist.objective import classifier_objective
 from jaxmnist.training import init_state, make_train_step, train
 
 LABELS_SHA256 = "8b6b02ae95c04287da9fd5f62db90e6ba6fdfcb51b38303b42637cede3ef0583"
@@ -158,10 +158,10 @@ def test_as_hard_as_mnist(drawn):
     train_set, test_set = (Dataset(*map(jnp.asarray, dataset)) for dataset in drawn)
     model, tx = MLP(), optax.sgd(0.003)
     key = jax.random.key(0)
-    train_step = make_train_step(make_objective(model.apply), tx)
-    state, metrics = train(key, train_set, init_state(key, model, tx), train_step, epochs=5)
+    train_step = make_train_step(classifier_objective(model.apply), tx)
+    state, metrics = train(train_step, init_state(model, tx, key), train_set, key, epochs=5)
     assert 0.3 < metrics["loss"][-1].mean() < 0.5
-    accuracy = evaluate(make_metrics(model.apply), state.params, test_set)["accuracy"]
+    accuracy = evaluate(classifier_metrics(model.apply), state.params, test_set)["accuracy"]
     assert 0.86 < accuracy < 0.94
 
 

@@ -12,7 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import MLP, evaluate, make_metrics, make_objective, make_train_epoch, make_train_step
+from jaxmnist import (
+    MLP,
+    classifier_metrics,
+    classifier_objective,
+    evaluate,
+    make_train_epoch,
+    make_train_step,
+)
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError
 from jaxmnist.runs.randomness import torch_orders
@@ -227,7 +234,7 @@ def torch_losses(model, optimizer, dataset, orders):
 def our_losses(params, tx, dataset, orders):
     params = jax.tree.map(jnp.asarray, params)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    train_epoch = jax.jit(make_train_epoch(make_train_step(make_objective(MLP().apply), tx)))
+    train_epoch = jax.jit(make_train_epoch(make_train_step(classifier_objective(MLP().apply), tx)))
     dataset, losses = jax.device_put(dataset), []
     for order in orders:
         state, metrics = train_epoch(state, dataset, order)
@@ -464,6 +471,6 @@ def test_two_epochs_on_mnist(mnist):
     their_means = theirs.reshape(2, 938).mean(axis=1)
     np.testing.assert_allclose(our_means, their_means, rtol=0, atol=2e-5)
     right = logits_of_torch(model, test.images).argmax(axis=1) == test.labels
-    accuracy = evaluate(make_metrics(MLP().apply), params, test)["accuracy"]
+    accuracy = evaluate(classifier_metrics(MLP().apply), params, test)["accuracy"]
     assert abs(float(accuracy) - right.mean()) <= 1e-3
     assert accuracy > 0.8

@@ -42,11 +42,11 @@ def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     assert sorted(path.name for path in out.parent.iterdir()) == ["one"]
 
     if seed == 0:  # the weights are those that were tested
-        from jaxmnist import MLP, evaluate, load_mnist, make_metrics
+        from jaxmnist import MLP, classifier_metrics, evaluate, load_mnist
         from jaxmnist.weights import load_weights
 
         params = load_weights(out / "weights.safetensors")
-        scores = evaluate(make_metrics(MLP().apply), params, load_mnist(mnist_dir)[1])
+        scores = evaluate(classifier_metrics(MLP().apply), params, load_mnist(mnist_dir)[1])
         np.testing.assert_allclose(scores["accuracy"], records[-1]["test_accuracy"], atol=1e-6)
 
 
@@ -85,7 +85,7 @@ def test_the_step_is_traced_once_a_run(script, monkeypatch):
     from jaxmnist.runs import recipe
 
     traced = []
-    make = recipe.make_objective
+    make = recipe.classifier_objective
 
     def counting(apply_fn, *args, **kwargs):
         def counted(params, images):
@@ -94,7 +94,7 @@ def test_the_step_is_traced_once_a_run(script, monkeypatch):
 
         return make(counted, *args, **kwargs)
 
-    monkeypatch.setattr(recipe, "make_objective", counting)
+    monkeypatch.setattr(recipe, "classifier_objective", counting)
     code, _, _ = script("train.py", "--dataset", "synthetic", "--epochs", 3)
     assert code == 0
     assert traced == [(64, 784)]
@@ -202,13 +202,13 @@ def test_validation_is_held_out(script, tmp_path, few_digits):
         assert f"validation loss: {record['validation_loss']:.6f}" in line
         assert f"validation accuracy: {record['validation_accuracy']:.2%}" in line
 
-    from jaxmnist import MLP, Dataset, evaluate, make_metrics
+    from jaxmnist import MLP, Dataset, classifier_metrics, evaluate
     from jaxmnist.datasets import synthetic
     from jaxmnist.weights import load_weights
 
     held_out = Dataset(*(x[900:] for x in synthetic.load_synthetic(0)[0]))
     params = load_weights(out / "weights.safetensors")
-    found = evaluate(make_metrics(MLP().apply), params, held_out)
+    found = evaluate(classifier_metrics(MLP().apply), params, held_out)
     np.testing.assert_allclose(found["loss"], records[-1]["validation_loss"], rtol=1e-5)
 
 
@@ -378,7 +378,7 @@ def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
     import jax.numpy as jnp
     import optax
 
-    from jaxmnist import MLP, TrainState, make_objective, make_train_epoch, make_train_step
+    from jaxmnist import MLP, TrainState, classifier_objective, make_train_epoch, make_train_step
     from jaxmnist.datasets.synthetic import load_synthetic
     from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 
@@ -391,7 +391,7 @@ def test_a_pytorch_seed_makes_weights_and_orders(script, tmp_path, order):
     generator, tx = TorchGenerator(-7), optax.sgd(0.003)
     params = init_params(generator)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    train_epoch = jax.jit(make_train_epoch(make_train_step(make_objective(MLP().apply), tx)))
+    train_epoch = jax.jit(make_train_epoch(make_train_step(classifier_objective(MLP().apply), tx)))
     for line in lines:
         seen = loader_order(generator, 60_000, legacy=order == "legacy")
         state, metrics = train_epoch(state, train, seen)

@@ -19,9 +19,9 @@ from jaxmnist import (
     MLP,
     Dataset,
     TrainState,
+    classifier_objective,
     cross_entropy,
     init_state,
-    make_objective,
     make_train_epoch,
     make_train_step,
     norms,
@@ -50,7 +50,7 @@ def start(tx, params=PARAMS):
 
 
 def jit_step(tx, loss_fn=cross_entropy, model=MODEL):
-    return jax.jit(make_train_step(make_objective(model.apply, loss_fn), tx))
+    return jax.jit(make_train_step(classifier_objective(model.apply, loss_fn), tx))
 
 
 def stateful(params, batch, *, key, model_state, where):
@@ -65,7 +65,7 @@ def stateful(params, batch, *, key, model_state, where):
 
 
 # The notebook's objective, and one that uses all that a state may hold.
-OBJECTIVES = {"notebook": make_objective(LINEAR.apply), "key and model state": stateful}
+OBJECTIVES = {"notebook": classifier_objective(LINEAR.apply), "key and model state": stateful}
 REST = {
     "notebook": {},
     "key and model state": {"model_state": {"mean": jnp.zeros(784)}, "key": jax.random.key(1)},
@@ -99,7 +99,7 @@ def run_of(kind, data, objective, rest):
         elif kind == "epoch":
             state, metrics = make_train_epoch(step)(state, data, np.arange(100))
         else:
-            state, metrics = train(KEY, data, state, step, epochs=2)
+            state, metrics = train(step, state, data, KEY, epochs=2)
         return state.params, metrics.pop("loss"), (state.model_state, metrics)
 
     return run
@@ -177,9 +177,9 @@ def test_a_grid_of_seeds_and_learning_rates(toy, name):
 
     def run(key, rate):
         tx = optax.sgd(rate)
-        state = init_state(key, LINEAR, tx)._replace(model_state=REST[name].get("model_state"))
+        state = init_state(LINEAR, tx, key)._replace(model_state=REST[name].get("model_state"))
         step = make_train_step(objective, tx, log=norms)
-        return train(key, toy, state, step, epochs=2, batch_size=40)
+        return train(step, state, toy, key, epochs=2, batch_size=40)
 
     keys, rates = jax.random.split(KEY, 3), jnp.array([0.01, 0.1, 0.3])
     states, metrics = jax.jit(jax.vmap(run))(keys, rates)
@@ -204,7 +204,7 @@ def hypergradient_of(data, optimizer, wrap=lambda step: step):
 
     def objective(hyper, params):
         tx = optimizer(hyper["rate"], hyper["momentum"])
-        step = make_train_step(make_objective(MODEL.apply, transform=transform), tx)
+        step = make_train_step(classifier_objective(MODEL.apply, transform=transform), tx)
         epoch = make_train_epoch(wrap(step), 4)
         state, metrics = epoch(start(tx, params), data, np.arange(80))
         assert metrics["loss"].shape == (20,)
@@ -261,7 +261,7 @@ def test_checkpointed_steps_need_less_memory(toy):
     def compiled(wrap):
         def objective(rate):
             tx = optax.sgd(rate)
-            step = make_train_step(make_objective(MODEL.apply), tx)
+            step = make_train_step(classifier_objective(MODEL.apply), tx)
             epoch = make_train_epoch(wrap(step), 100)
             return epoch(start(tx), toy, np.tile(np.arange(100), 20))[1]["loss"][-1]
 
@@ -303,9 +303,9 @@ def test_hessian_vector_product_equals_differences_of_the_gradient(toy):
 def test_nothing_is_donated_unless_the_caller_says_so(toy):
     """Eagerly differentiated and vmapped, a step that donates deletes what it was given."""
     tx = optax.sgd(0.1, momentum=0.9)
-    state = init_state(KEY, LINEAR, tx)
+    state = init_state(LINEAR, tx, KEY)
     state, batch = mine = jax.tree.map(jnp.array, (state, toy))
-    step = make_train_step(make_objective(LINEAR.apply), tx)
+    step = make_train_step(classifier_objective(LINEAR.apply), tx)
     expected, _ = jax.jit(step)(*mine)
     jax.vmap(step, (0, None))(double(state), batch)
     jax.grad(lambda params: step(state._replace(params=params), batch)[1]["loss"])(state.params)
@@ -321,7 +321,7 @@ def test_export_with_a_symbolic_batch_size(toy, monkeypatch):
     """One program takes batches of any size."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # JAX's "n" is no `int` to it
     tx = optax.sgd(0.1, momentum=0.9)
-    step = make_train_step(make_objective(MODEL.apply), tx)
+    step = make_train_step(classifier_objective(MODEL.apply), tx)
     (n,) = jax.export.symbolic_shape("n")
     images, labels = jax.ShapeDtypeStruct((n, 28, 28), "u1"), jax.ShapeDtypeStruct((n,), "i4")
     program = jax.export.export(jax.jit(step))(
@@ -351,13 +351,13 @@ state = jm.init_state(jax.random.key(0), model, tx)
 mesh = jax.make_mesh((3,), ("data",), (AxisType.Auto,))
 mean = lambda logits, labels: jax.lax.pmean(jm.cross_entropy(logits, labels).mean(), "data")
 step = jax.shard_map(
-    jm.make_train_step(jm.make_objective(model.apply, mean), tx),
+    jm.make_train_step(jm.classifier_objective(model.apply, mean), tx),
     mesh=mesh,
     in_specs=(P(), P("data")),
     out_specs=P(),
 )
 got = jax.jit(step)(state, batch)
-expected = jax.jit(jm.make_train_step(jm.make_objective(model.apply), tx))(state, batch)
+expected = jax.jit(jm.make_train_step(jm.classifier_objective(model.apply), tx))(state, batch)
 assert len(got[1]["loss"].sharding.device_set) == 3
 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -444,7 +444,7 @@ def nnx_mlp():
 def test_an_nnx_module_trains_as_the_linen_module_with_its_weights(toy):
     tx = optax.sgd(0.1, momentum=0.9)
     model = nnx_mlp()
-    state = init_state(KEY, model, tx)
+    state = init_state(model, tx, KEY)
 
     def as_linen(params):
         layers = nnx.to_pure_dict(params)
@@ -473,8 +473,8 @@ def test_any_linen_module_on_any_image(toy):
         return images[..., None].astype(np.float32) / 255
 
     tx = optax.sgd(0.1)
-    state = init_state(KEY, Net(), tx, np.zeros((28, 28, 1), np.float32))
-    step = jax.jit(make_train_step(make_objective(Net().apply, transform=transform), tx))
+    state = init_state(Net(), tx, KEY, np.zeros((28, 28, 1), np.float32))
+    step = jax.jit(make_train_step(classifier_objective(Net().apply, transform=transform), tx))
     losses = []
     for _ in range(5):
         state, metrics = step(state, toy)

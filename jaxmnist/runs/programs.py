@@ -18,7 +18,7 @@ from jaxmnist.data import Dataset
 from jaxmnist.datasets.load import Data
 from jaxmnist.datasets.synthetic import add_synthetic
 from jaxmnist.errors import JaxmnistError, NonFiniteLossError, UsageError
-from jaxmnist.evaluation import Evaluation, evaluate
+from jaxmnist.evaluation import evaluate
 from jaxmnist.machine import check_memory
 from jaxmnist.runs.randomness import Orders
 from jaxmnist.training import TrainState, TrainStep, make_train_epoch
@@ -37,7 +37,7 @@ class Programs:
 
     Args:
         train_step: one step; the last batch is padded, see `make_train_epoch`.
-        evaluation: what `evaluate` measures.
+        metrics_fn: what `evaluate` measures.
         shapes: the state, with shapes and dtypes for arrays.
         train_set: what the orders index.
         test_sets: what is evaluated on, by name.
@@ -50,7 +50,7 @@ class Programs:
     def __init__(
         self,
         train_step: TrainStep,
-        evaluation: Evaluation,
+        metrics_fn: Callable[[Any, Any], Metrics],
         shapes: Any,
         train_set: Examples,
         test_sets: Mapping[str, Examples],
@@ -69,7 +69,7 @@ class Programs:
             train_epoch = parallel.make_sharded_epoch(train_step, mesh)
         # Nobody else holds the state, so the next one may take its memory.
         epoch_program = jax.jit(train_epoch, donate_argnums=0)
-        run_test = jax.jit(lambda params, test_set: evaluate(evaluation, params, test_set))
+        run_test = jax.jit(lambda params, test_set: evaluate(metrics_fn, params, test_set))
         sharding = jax.tree.leaves(self._test_sets)[0].sharding
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes

@@ -1,18 +1,18 @@
 """What a training or a sweep trains, from its options: the model, a step, what is evaluated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
 import jax
 
 from jaxmnist.augment import handwriting
-from jaxmnist.evaluation import Evaluation, make_metrics
+from jaxmnist.evaluation import classifier_metrics
 from jaxmnist.losses import cross_entropy, nll_loss
 from jaxmnist.model import MLP
-from jaxmnist.objective import make_objective
+from jaxmnist.objective import classifier_objective
 from jaxmnist.training import TrainStep, make_train_step
-from jaxmnist.types import Optimizer
+from jaxmnist.types import Metrics, Optimizer
 
 
 def make_training(
@@ -20,7 +20,7 @@ def make_training(
     loss: Literal["cross_entropy", "nll"],
     augment: float | jax.Array | None,
     tx: Optimizer,
-) -> tuple[MLP, TrainStep, Evaluation]:
+) -> tuple[MLP, TrainStep, Callable[..., Metrics]]:
     """The model, its training step, and what `evaluate` measures.
 
     Args:
@@ -33,5 +33,5 @@ def make_training(
     loss_fn = nll_loss if loss == "nll" else cross_entropy
     model = MLP(tuple(hidden), log_probs=loss == "nll")
     changes = partial(handwriting, strength=augment) if augment is not None else None
-    train_step = make_train_step(make_objective(model.apply, loss_fn, augment=changes), tx)
-    return model, train_step, make_metrics(model.apply, loss_fn)
+    train_step = make_train_step(classifier_objective(model.apply, loss_fn, augment=changes), tx)
+    return model, train_step, classifier_metrics(model.apply, loss_fn)

@@ -14,12 +14,12 @@ from jaxmnist.evaluation import evaluate
 from jaxmnist.machine import check_memory
 from jaxmnist.model import MLP
 from jaxmnist.optimizers import make_optimizer
+from jaxmnist.population import Job, Population, Run, run_jobs
 from jaxmnist.ranking import Rung
 from jaxmnist.runs.recipe import make_training
 from jaxmnist.runs.sweep_file import Models, Row
 from jaxmnist.runs.sweep_plan import Plan, as_text, is_argument, program_key, rank_settings
 from jaxmnist.search import Setting
-from jaxmnist.sweep import Job, Population, Run, run_jobs
 from jaxmnist.training import TrainState, train
 from jaxmnist.types import Metrics
 
@@ -129,10 +129,10 @@ def make_run(options: Setting, epochs: int) -> Run:
             return results
 
         state, trained = train(
-            key,
-            data["train"],
-            state,
             train_step,
+            state,
+            data["train"],
+            key,
             epochs=epochs,
             batch_size=given["batch_size"],
             test=test,

@@ -10,6 +10,7 @@ import jax
 
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError, Stopped, UsageError
+from jaxmnist.population import Population
 from jaxmnist.runs.processes import join
 from jaxmnist.runs.programs import count_steps
 from jaxmnist.runs.signals import Signals
@@ -27,7 +28,6 @@ from jaxmnist.runs.sweep_file import (
 from jaxmnist.runs.sweep_models import train_models
 from jaxmnist.runs.sweep_plan import Plan, program_key
 from jaxmnist.search import Setting
-from jaxmnist.sweep import Population
 
 Part = tuple[int, int]  # which, from 1, of how many
 

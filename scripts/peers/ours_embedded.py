@@ -21,15 +21,15 @@ from jaxmnist import (
     Dataset,
     TrainState,
     batches,
+    classifier_objective,
     epoch_order,
     init_state,
-    make_objective,
     make_train_epoch,
     make_train_step,
     train,
 )
 from jaxmnist.machine import cpu_cores
-from jaxmnist.sweep import compile_population, run_population
+from jaxmnist.population import compile_population, run_population
 
 EPOCHS = 2
 POPULATIONS = {"cpu": (8,), "gpu": (8, 32, 1024)}
@@ -44,7 +44,7 @@ host = Dataset(images.reshape(-1, 28, 28), labels)
 dataset = jax.device_put(host)
 n, steps = len(labels), EPOCHS * -(-len(labels) // BATCH)
 model, tx = MLP(), optax.sgd(RATE)
-train_step = make_train_step(make_objective(model.apply), tx)
+train_step = make_train_step(classifier_objective(model.apply), tx)
 step = jax.jit(train_step, donate_argnums=0)
 
 
@@ -57,7 +57,7 @@ def one_epoch(state: TrainState, dataset: Dataset, key: jax.Array, epoch: int) -
 
 def init(key: jax.Array) -> TrainState:
     """The state before the first step."""
-    return init_state(key, model, tx)
+    return init_state(model, tx, key)
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, np.ndarray]:
@@ -108,9 +108,9 @@ def member(seed_and_rate: tuple[jax.Array, jax.Array], dataset: Dataset) -> jax.
     """The whole training of one of many models; gives the mean loss of the last epoch."""
     seed, rate = seed_and_rate
     key, tx = jax.random.key(seed), optax.sgd(rate)
-    member_step = make_train_step(make_objective(model.apply), tx)
-    state = init_state(key, model, tx)
-    _, metrics = train(key, dataset, state, member_step, epochs=EPOCHS, batch_size=BATCH)
+    member_step = make_train_step(classifier_objective(model.apply), tx)
+    state = init_state(model, tx, key)
+    _, metrics = train(member_step, state, dataset, key, epochs=EPOCHS, batch_size=BATCH)
     return metrics["loss"][-1].mean()
 
 

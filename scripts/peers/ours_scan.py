@@ -12,15 +12,15 @@ from jaxmnist import (
     MLP,
     Dataset,
     TrainState,
+    classifier_metrics,
+    classifier_objective,
     evaluate,
     init_state,
-    make_metrics,
-    make_objective,
     make_train_step,
     train,
 )
 from jaxmnist.machine import cpu_cores
-from jaxmnist.sweep import compile_population, run_population
+from jaxmnist.population import compile_population, run_population
 
 jax.config.update("jax_num_cpu_devices", cpu_cores() if MODELS > 1 else 1)
 
@@ -32,16 +32,16 @@ model, tx = MLP(hidden=SIZES[1:-1]), optax.sgd(RATE)
 def run(member: tuple[jax.Array, TrainState], dataset: Dataset) -> tuple[object, jax.Array]:
     """The parameters after all epochs, and the mean loss of the last."""
     seed, state = member
-    step = make_train_step(make_objective(model.apply), tx)
+    step = make_train_step(classifier_objective(model.apply), tx)
     key = jax.random.key(seed)
-    state, metrics = train(key, dataset, state, step, epochs=EPOCHS, batch_size=BATCH)
+    state, metrics = train(step, state, dataset, key, epochs=EPOCHS, batch_size=BATCH)
     return state.params, metrics["loss"][-1].mean()
 
 
 @jax.jit
 def init(seed: jax.Array) -> TrainState:
     """The state before the first step, without a key, which the host cannot hold."""
-    return init_state(jax.random.key(seed), model, tx)._replace(key=None)
+    return init_state(model, tx, jax.random.key(seed))._replace(key=None)
 
 
 seeds = np.arange(MODELS, dtype=np.uint32)
@@ -60,5 +60,5 @@ seconds = time.perf_counter() - start
 if MODELS > 1:
     params = jax.tree.map(lambda leaf: leaf[0], params)
 test = Dataset(test_images.reshape(-1, 28, 28), test_labels)
-accuracy = evaluate(make_metrics(model.apply), params, test)["accuracy"]
+accuracy = evaluate(classifier_metrics(model.apply), params, test)["accuracy"]
 report(seconds, np.mean(loss), float(accuracy))

@@ -11,28 +11,27 @@ import pytest
 from jaxmnist import (
     MLP,
     JaxmnistError,
+    classifier_metrics,
+    classifier_objective,
     cross_entropy,
     epoch_order,
     evaluate,
     init_state,
-    make_metrics,
-    make_objective,
     make_train_epoch,
     make_train_step,
     train,
 )
-from jaxmnist import sweep as sweep_module
-from jaxmnist.sweep import Job, compile_population, run_chunks, run_jobs, run_population
+from jaxmnist.population import Job, compile_population, run_chunks, run_jobs, run_population
 
 MODEL = MLP(())  # one layer: quick to compile
-METRICS = make_metrics(MODEL.apply)
+METRICS = classifier_metrics(MODEL.apply)
 
 
 def alone(seeds, rate, dataset):
     """Two epochs, of each seed, by the functions that a program of one's own calls."""
     tx = optax.sgd(rate)
-    init = jax.jit(lambda seed: init_state(jax.random.key(seed), MODEL, tx))
-    train_epoch = jax.jit(make_train_epoch(make_train_step(make_objective(MODEL.apply), tx)))
+    init = jax.jit(lambda seed: init_state(MODEL, tx, jax.random.key(seed)))
+    train_epoch = jax.jit(make_train_epoch(make_train_step(classifier_objective(MODEL.apply), tx)))
     for seed in seeds:
         state, results = init(seed), []
         for epoch in range(2):
@@ -54,13 +53,13 @@ def test_a_member_is_the_run_that_it_is_alone(toy, width):
 
     def run(member, data):
         key, tx = jax.random.key(member["seed"]), optax.sgd(member["rate"])
-        step = make_train_step(make_objective(MODEL.apply, loss_fn), tx)
-        metrics_fn = make_metrics(MODEL.apply, loss_fn)
+        step = make_train_step(classifier_objective(MODEL.apply, loss_fn), tx)
+        metrics_fn = classifier_metrics(MODEL.apply, loss_fn)
         _, metrics = train(
-            key,
-            data,
-            init_state(key, MODEL, tx),
             step,
+            init_state(MODEL, tx, key),
+            data,
+            key,
             epochs=2,
             test=lambda state: evaluate(metrics_fn, state.params, data),
         )

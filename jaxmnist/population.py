@@ -72,7 +72,7 @@ def compile_population(
     Example: ten steps of gradient descent at each of four learning rates.
 
     >>> import jax, numpy as np
-    >>> from jaxmnist.sweep import compile_population, run_population
+    >>> from jaxmnist.population import compile_population, run_population
     >>> def descend(rate, target):
     ...     return jax.lax.fori_loop(0, 10, lambda _, x: x - rate * (x - target), 0.0)
     >>> rates, target = np.float32([0.0, 0.5, 1.0, 2.0]), np.float32(1024)
