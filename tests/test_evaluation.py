@@ -104,7 +104,6 @@ def test_labels_that_are_too_few(toy):
     with pytest.raises(ValueError, match=r"images has 100, \.labels has 1$"):
         evaluate(evaluation, PARAMS, Dataset(toy.images, toy.labels[:1]))
     two_axes = Dataset(toy.images, np.repeat(toy.labels[:, None], 2, axis=1))
-    metrics = lambda params, batch: {"labels": batch.labels}
     assert evaluate(lambda _, batch: batch.labels, None, two_axes, batch_size=33).shape == (2,)
 
 
