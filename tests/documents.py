@@ -1,7 +1,8 @@
 """What the READMEs hold: blocks of commands and examples, which tests run as they stand.
 
-A comment in the line before a block changes that: `<!-- not run: why -->` leaves it out, and
-`<!-- tested with: OPTIONS -->` adds these to its last command, where it takes long without.
+A comment in the line before a block changes that: `<!-- not run: why -->` leaves it out,
+`<!-- tested with: OPTIONS -->` adds these to its last command, where it takes long without, and
+`<!-- output -->` says that the commands before it print this text.
 """
 
 import re
@@ -13,7 +14,7 @@ from tests.helpers import ROOT
 DOCUMENTS = ("README.md", "jaxmnist/README.md", "scripts/README.md", "tests/README.md")
 COOKBOOK = "jaxmnist/README.md"  # each chapter is a program of its own
 _BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n+)?)^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_COMMENT = re.compile(r"<!-- (not run|tested with): (.+) -->")
+_COMMENT = re.compile(r"<!-- (not run|tested with|output)(?:: (.+))? -->")
 
 
 class Block(NamedTuple):
@@ -22,8 +23,8 @@ class Block(NamedTuple):
     place: str  # the document and the line, for messages
     language: str  # sh: commands; python: an example; text: what a program printed
     text: str
-    added: str = ""  # options for the last command
-    not_run: str = ""  # why
+    kind: str = ""  # not run, tested with, output
+    words: str = ""  # why, or the options
 
 
 def read_blocks(document: str) -> list[Block]:
@@ -33,15 +34,9 @@ def read_blocks(document: str) -> list[Block]:
     for match in _BLOCK.finditer(text):
         comment, language, body = match.groups()
         place = f"{document}:{text.count(chr(10), 0, match.start(2)) + 1}"
-        kind, words = _COMMENT.findall(comment)[0] if _COMMENT.search(comment) else ("", "")
-        added, not_run = (words if kind == k else "" for k in ("tested with", "not run"))
-        found.append(Block(place, language, body, added, not_run))
+        told = _COMMENT.search(comment)
+        found.append(Block(place, language, body, *(told.groups("") if told else ())))
     return found
-
-
-def commands(document: str) -> list[Block]:
-    """The blocks of commands to be run."""
-    return [b for b in read_blocks(document) if b.language == "sh" and not b.not_run]
 
 
 def read_chapters() -> tuple[str, dict[str, list[str]]]:
@@ -58,7 +53,7 @@ def write_example(document: str, path: Path) -> bool:
     """Write the document's examples into one program, with its line numbers; are there any?"""
     lines: list[str] = []
     for block in read_blocks(document):
-        if block.language == "python" and not block.not_run:
+        if block.language == "python" and block.kind != "not run":
             first = int(block.place.rpartition(":")[2])
             lines += [""] * (first - len(lines)) + block.text.splitlines()
     path.write_text("\n".join(lines) + "\n")

@@ -10,26 +10,18 @@ import pytest
 from tests.helpers import ROOT
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("[!_]*.py"))
+LARGE = {"jax", "numpy", "scipy", "matplotlib", "optuna", "tensorflow_datasets"}
 
 
-def run(name: str, option: str) -> tuple[str, set[str]]:
-    """What the script prints, and the packages that it imports."""
+@pytest.mark.parametrize(
+    ("name", "option", "word"),
+    [*((name, "--help", "--help") for name in SCRIPTS), ("train.py", "--version", "jaxmnist")],
+)
+def test_help_waits_for_no_large_package(name, option, word):
     command = [sys.executable, "-X", "importtime", ROOT / "scripts" / name, option]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout, set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_waits_for_no_large_package(name):
-    printed, imported = run(name, "--help")
-    assert "--help" in printed
+    assert (version(word) if option == "--version" else word) in done.stdout
+    imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
     assert "re" in imported
-    assert not imported & {"jax", "numpy", "scipy", "matplotlib", "tensorflow_datasets"}
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_version_is_the_packages(name):
-    printed, imported = run(name, "--version")
-    assert version("jaxmnist") in printed
-    assert "jax" not in imported
+    assert not imported & LARGE

@@ -1,4 +1,4 @@
-"""The examples as a user's own files, checked by the type checkers as strictly as they can."""
+"""Linters and type checkers: of the project, and of the examples as a user's own files."""
 
 import subprocess
 import sys
@@ -7,6 +7,9 @@ from importlib.util import find_spec
 import pytest
 
 from tests.documents import COOKBOOK, DOCUMENTS, read_chapters, write_example
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.oracle
 
 # Other libraries' missing py.typed and exports are not for the user to repair. The cookbook's
 # functions have no annotations, as in research code, and their bodies are checked all the same.
@@ -20,6 +23,18 @@ implicit_reexport = true
 disallow_untyped_defs = false
 disallow_untyped_calls = false
 """
+
+
+def check(cwd, tool, *options):
+    pytest.importorskip(tool)
+    command = [sys.executable, "-m", tool, *options]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["ruff format --check", "ruff check", "mypy"])
+def test_the_project_is_clean(command):
+    check(ROOT, *command.split())
 
 
 @pytest.fixture
@@ -43,12 +58,8 @@ def user(tmp_path):
     return tmp_path
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_a_type_checker_finds_nothing(user, checker):
-    pytest.importorskip(checker)
+def test_the_examples_are_typed(user, checker):
     option = "--python-executable" if checker == "mypy" else "--pythonpath"
     files = sorted(str(path.relative_to(user)) for path in user.rglob("*.py"))
-    command = [sys.executable, "-m", checker, option, sys.executable, *files]
-    done = subprocess.run(command, cwd=user, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    check(user, checker, option, sys.executable, *files)
