@@ -1,32 +1,38 @@
-"""Precision, recall and calibration of a classifier on a test set. NumPy."""
+"""Confusion, precision, recall and calibration of a classifier on a test set. NumPy.
 
-import math
+>>> confusion = confusion_matrix(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), 2)
+>>> confusion.tolist()
+[[1, 1], [0, 2]]
+>>> precision, recall = precision_recall(confusion)
+>>> precision.round(3).tolist(), recall.tolist()
+([1.0, 0.667], [0.5, 1.0])
+"""
+
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Int64
 
 from jaxmnist.types import AnyArray
 
 
 def confusion_matrix(
-    labels: Int[AnyArray, " n"], predictions: Int[AnyArray, " n"], classes: int
-) -> Int[np.ndarray, "classes classes"]:
-    """How many examples of class i were taken for class j, in row i and column j.
+    labels: Int[AnyArray, " n"], predictions: Int[AnyArray, " n"], classes: int = 10
+) -> Int64[np.ndarray, "classes classes"]:
+    """How many examples of class i (rows) were predicted as class j (columns).
 
-    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
-    [[1, 0], [1, 1]]
+    Raises a ValueError where a label or a prediction is not from 0 to `classes` - 1.
     """
-    pairs = np.asarray(labels, np.int64) * classes + np.asarray(predictions)
+    pairs = np.ravel_multi_index((labels, predictions), (classes, classes))
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def precision_recall(
     confusion: Int[AnyArray, "classes classes"],
 ) -> tuple[Float64[np.ndarray, " classes"], Float64[np.ndarray, " classes"]]:
-    """Each class's precision and recall from a confusion matrix (rows are true).
+    """Each class's precision and recall.
 
-    Precision is the share of a class's predictions that are right, recall the share of its images
+    Precision is the share of a class's predictions that are right, recall the share of its examples
     that are found; NaN where there are none.
     """
     counts = np.asarray(confusion, np.float64)
@@ -35,10 +41,10 @@ def precision_recall(
 
 
 class Calibration(NamedTuple):
-    """How far a model's confidence is from its accuracy; a bin without images has NaN."""
+    """How far a model's confidence is from its accuracy; a bin without examples has NaN."""
 
     ece: float  # expected calibration error: mean distance of the two, weighted by the counts
-    counts: Int[np.ndarray, " bins"]  # images in each bin
+    counts: Int64[np.ndarray, " bins"]  # examples in each bin
     confidence: Float64[np.ndarray, " bins"]  # mean of their largest probabilities
     accuracy: Float64[np.ndarray, " bins"]  # share of them that is right
 
@@ -48,25 +54,22 @@ def calibration(
 ) -> Calibration:
     """Expected calibration error over bins of equal width, and the bins (a reliability diagram).
 
-    Bin m of M holds the images whose largest probability is in ((m - 1)/M, m/M]: C. Guo, G. Pleiss,
-    Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017, equation 3.
+    Bin m of M, from 1, holds the examples whose largest probability is in ((m - 1)/M, m/M]: C. Guo,
+    G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017,
+    equation 3.
     """
-    table, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    largest, right = table.max(axis=1), table.argmax(axis=1) == labels
+    table = np.asarray(probabilities, np.float64)
+    largest, right = table.max(axis=1), table.argmax(axis=1) == np.asarray(labels)
     index = np.clip(np.ceil(largest * bins).astype(int) - 1, 0, bins - 1)
-    counts, confidences, rights = (
-        np.bincount(index, weights, bins) for weights in (None, largest, right)
-    )
+    counts = np.bincount(index, minlength=bins)
+    confidences, rights = (np.bincount(index, x, bins) for x in (largest, right))
+    ece = float(np.abs(confidences - rights).sum() / len(table))
     with np.errstate(invalid="ignore"):
-        confidence, accuracy = confidences / counts, rights / counts
-    ece = float(np.abs(confidences - rights).sum() / len(labels))
-    return Calibration(ece, counts, confidence, accuracy)
+        return Calibration(ece, counts, confidences / counts, rights / counts)
 
 
 def classification_metrics(
-    confusion: Int[AnyArray, "classes classes"],
-    probabilities: Float[AnyArray, "n classes"],
-    labels: Int[AnyArray, " n"],
+    probabilities: Float[AnyArray, "n classes"], labels: Int[AnyArray, " n"]
 ) -> dict[str, Any]:
     """Everything here in the types of JSON; None, not NaN, for a share of nothing.
 
@@ -75,30 +78,33 @@ def classification_metrics(
     """
     from scipy.stats import binomtest
 
-    confusion = np.asarray(confusion)
-    right, n = int(confusion.trace()), int(confusion.sum())
+    table = np.asarray(probabilities)
+    confusion = confusion_matrix(labels, table.argmax(axis=1), table.shape[1])
+    right, n = int(confusion.trace()), len(table)
     precision, recall = precision_recall(confusion)
-    bins = calibration(probabilities, labels)
-    count = len(bins.counts)
+    bins = calibration(table, labels)
+    columns = zip(
+        bins.counts.tolist(), _numbers(bins.confidence), _numbers(bins.accuracy), strict=True
+    )
     return {
         "accuracy": right / n,
         "accuracy_interval": list(binomtest(right, n).proportion_ci(method="wilson")),
-        "precision": [_number(share) for share in precision],
-        "recall": [_number(share) for share in recall],
-        "ece": _number(bins.ece),
+        "precision": _numbers(precision),
+        "recall": _numbers(recall),
+        "ece": bins.ece if np.isfinite(bins.ece) else None,
         "calibration": [
             {
-                "over": k / count,
-                "up_to": (k + 1) / count,
-                "images": int(bins.counts[k]),
-                "confidence": _number(bins.confidence[k]),
-                "accuracy": _number(bins.accuracy[k]),
+                "over": k / len(bins.counts),
+                "up_to": (k + 1) / len(bins.counts),
+                "images": images,
+                "confidence": confidence,
+                "accuracy": accuracy,
             }
-            for k in range(count)
+            for k, (images, confidence, accuracy) in enumerate(columns)
         ],
         "confusion": confusion.tolist(),
     }
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _numbers(values: Float64[np.ndarray, " n"]) -> list[float | None]:
+    return [x if np.isfinite(x) else None for x in values.tolist()]

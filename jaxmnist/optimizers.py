@@ -29,24 +29,27 @@ def make_optimizer(
         schedule, warmup, steps: how the learning rate changes, see `make_schedule`.
 
     Raises:
-        ValueError: there is no optimizer of this name, or it has not what is set.
+        ValueError: the optimizer is unknown, or does not take an option that is set.
     """
-    some = isinstance(momentum, jax.Array) or momentum != 0  # one that is traced may be any
-    if some and optimizer != "sgd":
-        raise ValueError(f"momentum is SGD's; {optimizer} has none")
-    decays = isinstance(weight_decay, jax.Array) or weight_decay
-    if decays and optimizer != "adamw":
-        raise ValueError(f"weight_decay is AdamW's; {optimizer} has none")
+    if _is_set(momentum) and optimizer != "sgd":
+        raise ValueError(f"momentum is for SGD only, not for {optimizer}")
+    if _is_set(weight_decay) and optimizer != "adamw":
+        raise ValueError(f"weight_decay is for AdamW only, not for {optimizer}")
     rate: float | jax.Array | optax.Schedule = learning_rate
-    if schedule != "constant" or isinstance(warmup, jax.Array) or warmup:
+    if schedule != "constant" or _is_set(warmup):
         rate = make_schedule(schedule, learning_rate, warmup=warmup, steps=steps)
     if optimizer == "sgd":
-        return optax.sgd(rate, momentum=momentum if some else None)
+        return optax.sgd(rate, momentum=momentum if _is_set(momentum) else None)
     if optimizer == "adam":
         return optax.adam(rate)
     if optimizer == "adamw":
         return optax.adamw(rate, weight_decay=1e-4 if weight_decay is None else weight_decay)
     raise ValueError(f'optimizer must be "sgd", "adam" or "adamw", not {optimizer!r}')
+
+
+def _is_set(value: float | jax.Array | None) -> bool:
+    """Whether it is not 0 or None; a traced value, which cannot be compared, counts as set."""
+    return isinstance(value, jax.Array) or bool(value)
 
 
 def make_schedule(
@@ -64,16 +67,16 @@ def make_schedule(
     Args:
         schedule: "constant" or "cosine".
         learning_rate: the largest; it may be traced.
-        warmup: for what part of all steps it rises, at least 0 and below 1; it may be traced.
+        warmup: in what part of all steps it rises, at least 0 and below 1; it may be traced.
         steps: all steps of the training.
 
     Raises:
-        ValueError: there is no schedule of this name.
+        ValueError: the schedule is unknown.
     """
     if schedule not in ("constant", "cosine"):
         raise ValueError(f'schedule must be "constant" or "cosine", not {schedule!r}')
-    # A constant is in float32 too, and divides nothing, since XLA would make that a product: so the
-    # rates are to the bit those of a program that is given the warm-up.
+    # In float32 and as products, so that a constant and a traced warm-up round alike: XLA turns a
+    # division by a constant into a product.
     rising = jnp.asarray(warmup, jnp.float32) * steps
     per_rising, per_falling = 1 / jnp.maximum(rising, 1), 1 / (steps - rising)
 

@@ -47,7 +47,7 @@ def main(options: Options) -> None:
         "data": data.source,
         "images": len(data.test.labels),
         "loss": found.loss if math.isfinite(found.loss) else None,
-        **classification_metrics(found.confusion, found.probabilities, data.test.labels),
+        **classification_metrics(found.probabilities, data.test.labels),
     }
     if options.json:
         print(json.dumps(result, allow_nan=False))
