@@ -1,11 +1,6 @@
-"""Random changes of images that leave a digit what it is: for use inside a compiled training step.
+"""Random changes of images that leave a digit what it is, for use in a compiled training step.
 
-Each function is pure, `(key, images, strength) -> images`, works on a batch of grey images of any
-size, uint8 or float, and gives images of the same shape and dtype. Image i depends on `key`, i and
-`images[i]` alone, so a batch that is cut short, sharded or vmapped is changed in the same way. The
-strength may be traced; with strength 0 the images come back unchanged, bit by bit.
-
-`augment` applies all of them and interpolates only once. In an objective that asks for a key::
+In an objective that asks for a key::
 
     def objective(params, batch, *, key):
         images = augment(key, batch.images, rotation=10, elasticity=0.5)
@@ -32,52 +27,6 @@ Images = TypeVar("Images", UInt8[AnyArray, "n h w"], Float[AnyArray, "n h w"])
 SMOOTH = 5.0  # pixels, the standard deviation of the Gaussian that smooths an elastic field
 
 
-def rotate(key: PRNGKeyArray, images: Images, degrees: Strength) -> Images:
-    """Turn each image about its centre by an angle that is uniform in +-`degrees`."""
-    return augment(key, images, rotation=degrees)
-
-
-def scale(key: PRNGKeyArray, images: Images, strength: Strength) -> Images:
-    """Enlarge each image about its centre, rows and columns by a factor each.
-
-    The factors are independent, and their logarithms are uniform in +-`strength`.
-    """
-    return augment(key, images, scaling=strength)
-
-
-def shear(key: PRNGKeyArray, images: Images, strength: Strength) -> Images:
-    """Slant each image: a row `d` pixels above the centre moves right by `s * d` pixels.
-
-    `s` is uniform in +-`strength`.
-    """
-    return augment(key, images, shearing=strength)
-
-
-def shift(key: PRNGKeyArray, images: Images, pixels: Strength) -> Images:
-    """Move each image down and to the right by distances that are uniform in +-`pixels`."""
-    return augment(key, images, shifting=pixels)
-
-
-def elastic(key: PRNGKeyArray, images: Images, pixels: Strength) -> Images:
-    """Bend each image by a smooth random field of displacements.
-
-    Along each axis the displacement of every pixel is normal with mean 0 and standard deviation
-    `pixels`, up to what float32 rounds; of two pixels a distance d apart the displacements
-    correlate as about exp(-d**2 / (4 * SMOOTH**2)).
-    """
-    return augment(key, images, elasticity=pixels)
-
-
-def stroke_width(key: PRNGKeyArray, images: Images, pixels: Strength) -> Images:
-    """Make bright strokes thicker or thinner, at each edge by up to `pixels`, at most 1.
-
-    With `u` uniform in +-`pixels`, the image is blended with its grey dilation, of weight `u`, or,
-    where `u` is negative, with its erosion, of weight `-u`, each over a pixel and its four
-    neighbours. Beyond the border the image goes on as at the border.
-    """
-    return augment(key, images, stroke=pixels)
-
-
 def augment(
     key: PRNGKeyArray,
     images: Images,
@@ -89,11 +38,39 @@ def augment(
     elasticity: Strength = 0.0,
     stroke: Strength = 0.0,
 ) -> Images:
-    """Every change of this module at once, each as its own function describes it.
+    """Random changes of each image. Pure.
 
-    Stroke widths are changed first. Then an image is scaled, sheared, rotated, shifted and at last
-    bent, with one bilinear interpolation for all. What comes in from outside is 0. Integers are
-    rounded to the nearest. A change whose strength is the number 0 costs nothing.
+    Image i depends on `key`, i and `images[i]` alone, so a batch that is cut short, sharded or
+    vmapped is changed in the same way. Stroke widths are changed first. Then an image is scaled,
+    sheared, rotated, shifted and at last bent, with one bilinear interpolation for all; pixels from
+    outside of the image are 0. Integers are rounded to the nearest.
+
+    Every strength may be traced. At 0 the images come back unchanged, bit by bit; the Python number
+    0, the default, also costs nothing.
+
+    >>> images = np.zeros((2, 28, 28), np.uint8)
+    >>> augment(jax.random.key(0), images, rotation=10, shifting=1).shape
+    (2, 28, 28)
+
+    Args:
+        key: makes all random numbers; with the same one the changes are the same.
+        images: grey images of any size, 0 for background; their dtype is kept.
+        rotation: degrees; an image is turned about its centre by an angle uniform in +-`rotation`.
+        scaling: rows and columns are enlarged about the centre by a factor each, whose logarithms
+            are independent and uniform in +-`scaling`.
+        shearing: a row d pixels above the centre moves right by s * d pixels, with s uniform in
+            +-`shearing`.
+        shifting: pixels; an image moves down and to the right by distances uniform in +-`shifting`.
+        elasticity: pixels; along each axis the displacement of every pixel is normal with this
+            standard deviation, and smooth: of two pixels a distance d apart the displacements
+            correlate as about exp(-d**2 / (4 * SMOOTH**2)).
+        stroke: pixels, at most 1, by which bright strokes become thicker or thinner at each edge.
+            With u uniform in +-`stroke`, the image is blended with its grey dilation, of weight u,
+            or, where u is negative, with its erosion, of weight -u, each over a pixel and its four
+            neighbours. Beyond the border the image goes on as at the border.
+
+    Raises:
+        ValueError: the images are not `[n, h, w]`.
     """
     if images.ndim != 3:
         raise ValueError(f"images must be [n, h, w], not {images.shape}")
@@ -107,9 +84,7 @@ def augment(
             _uniform(keys[1], images, scaling, 2),
             _uniform(keys[2], images, shearing),
         )
-        y, x = _sources(
-            inverse, _uniform(keys[3], images, shifting, 2), (images.shape[1], images.shape[2])
-        )
+        y, x = _sources(inverse, _uniform(keys[3], images, shifting, 2), images.shape[1:])
         if not _is_zero(elasticity):
             field = _field(keys[4], images, elasticity)
             y, x = y + field[:, 0], x + field[:, 1]
@@ -120,10 +95,13 @@ def augment(
 
 
 def handwriting(key: PRNGKeyArray, images: Images, strength: Strength = 1.0) -> Images:
-    """`augment` about as strongly as people's handwriting differs, times `strength`."""
+    """`augment` about as strongly as people's handwriting differs, times `strength`.
+
+    >>> handwriting(jax.random.key(0), np.zeros((2, 28, 28), np.uint8)).dtype
+    dtype('uint8')
+    """
     if not _is_zero(strength):
-        # XLA would multiply constants with each other, and a program that is given the strength, as
-        # a sweep's is, would round otherwise.
+        # Keeps XLA from folding the constants, so that a traced strength gives the same bits.
         strength = jax.lax.optimization_barrier(jnp.asarray(strength, jnp.float32))
     return augment(
         key,
@@ -142,7 +120,7 @@ def _is_zero(strength: Strength) -> bool:
 
 
 def _uniform(key: PRNGKeyArray, images: Images, strength: Strength, *shape: int) -> Array:
-    """A number, or an array of `shape`, an image."""
+    """Uniform in +-`strength`: a number, or an array of `shape`, for each image."""
     draws = jax.random.uniform(key, (len(images), *shape), jnp.float32, -1, 1)
     return draws * jnp.asarray(strength, jnp.float32)
 
@@ -150,7 +128,7 @@ def _uniform(key: PRNGKeyArray, images: Images, strength: Strength, *shape: int)
 def _inverse(
     angle: Float[Array, " n"], log_factors: Float[Array, "n 2"], slant: Float[Array, " n"]
 ) -> Float[Array, "n 2 2"]:
-    """Where a pixel comes from: the inverse of rotation @ shear @ scale on (row, column)."""
+    """The inverse of rotation @ shear @ scale on (row, column): where a pixel comes from."""
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     rows = jnp.stack([cos, sin], 1), jnp.stack([slant * cos - sin, slant * sin + cos], 1)
     return jnp.stack(rows, 1) * jnp.exp(-log_factors)[..., None]
@@ -165,14 +143,14 @@ def _field(key: PRNGKeyArray, images: Images, pixels: Strength) -> Float[Array, 
 
 
 def _spread(side: int) -> np.ndarray:
-    """How much of each node a pixel takes, [side, nodes]; the squares of a row sum to 1."""
+    """The weight of each node for a pixel, [side, nodes]; the squares of a row sum to 1."""
     nodes = np.linspace(-SMOOTH, side - 1 + SMOOTH, math.ceil((side - 1) / SMOOTH) + 2)
     weights = np.exp(-((np.arange(side)[:, None] - nodes) ** 2) / (2 * SMOOTH**2))
     return (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _sources(
-    inverse: Float[Array, "n 2 2"], move: Float[Array, "n 2"], size: tuple[int, int]
+    inverse: Float[Array, "n 2 2"], move: Float[Array, "n 2"], size: tuple[int, ...]
 ) -> tuple[Float[Array, "n h w"], Float[Array, "n h w"]]:
     """The row and the column from which each pixel of the new image is taken."""
     middle = [(side - 1) / 2 for side in size]
@@ -188,10 +166,10 @@ def _sources(
 def _sample(
     pixels: Num[Array, "n h w"], y: Float[Array, "n h w"], x: Float[Array, "n h w"]
 ) -> Float[Array, "n h w"]:
-    """The pixels at rows y and columns x, by bilinear interpolation; outside there is 0."""
+    """The pixels at rows y and columns x, by bilinear interpolation; 0 outside of the image."""
     n, height, width = pixels.shape
     padded = jnp.pad(pixels, ((0, 0), (1, 2), (1, 2))).reshape(n, -1)
-    # Without the barrier XLA's CPU compiler would compute them once for each of the four corners.
+    # Without the barrier XLA computes them once for each of the four corners on a CPU.
     y, x = jax.lax.optimization_barrier((y, x))
     y, x = jnp.clip(y, -1, height) + 1, jnp.clip(x, -1, width) + 1
     top, left = jnp.floor(y), jnp.floor(x)

@@ -83,7 +83,7 @@ def test_a_family_of_optax_trains_by_steps_and_by_epochs(name):
     step = make_train_step(
         lambda params, batch: jnp.sum((batch["x"] @ params["w"] - batch["y"]) ** 2, axis=1), tx
     )
-    start = state = TrainState(jnp.int32(0), PARAMS, tx.init(PARAMS))
+    start = state = TrainState.create(PARAMS, tx)
     losses = []
     for batch in batches(data, 4, order=np.arange(20)):
         state, metrics = jax.jit(step)(state, batch)
