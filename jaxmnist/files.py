@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files that no link leads away from."""
+"""Files that appear whole or not at all."""
 
 import contextlib
 import errno
@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import secrets
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,38 +16,72 @@ from jaxmnist.errors import UsageError
 MANIFEST = "export.json"  # of a directory: the SHA-256 of every other file in it
 
 # What a file system says that cannot flush: network shares, FUSE, some containers.
-_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY}
-_MAY_NOT_FLUSH = {errno.EACCES, errno.EPERM, errno.EISDIR}  # a directory that cannot be opened
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTTY}
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """A new file to write to, which takes the place of `path` when the block ends.
 
-    It is written next to its place and moved there in one step, so that no reader and no process
-    starting at the same moment ever sees half of it. An error in the block, or the OSError that
-    writing can raise, leaves `path` as it was; a process killed in the block leaves one of the
-    `stale_files` behind.
+    It is written next to its place and moved there in one step, so that no reader ever sees half
+    of it. After an error `path` is as it was; a process that is killed in the block leaves a file
+    `NAME.????????.tmp` behind.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "result")
+    >>> with atomic_write(path) as file:
+    ...     _ = file.write(b"whole")
+    >>> path.read_bytes()
+    b'whole'
 
     Args:
         path: where the file is to be, in a directory that exists.
-        durable: wait until it is on the disk, so that it also outlives a power cut; as far as the
-            file system can do that.
+        durable: wait until it is on the disk, so that it also outlives a power cut.
+
+    Raises:
+        OSError: it cannot be written. The message is one line that begins with the path.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    with naming(path):
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    _flush(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        if durable:
+            _flush_directory(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path, what: str = "written") -> Iterator[None]:
+    """An OSError of the block becomes one line that begins with the path."""
     try:
-        with temporary.open("xb") as file:
-            yield file
-            if durable:
-                file.flush()
-                flush(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    if durable and os.name != "nt":  # Windows has no way to do this, and no need
-        _flush_directory(path.parent)
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: cannot be {what}: {error.strerror or error}") from error
+
+
+def _flush(number: int) -> None:
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
+def _flush_directory(directory: Path) -> None:
+    with contextlib.suppress(PermissionError):  # not to be listed; the file itself is on the disk
+        number = os.open(directory, os.O_RDONLY)
+        try:
+            _flush(number)
+        finally:
+            os.close(number)
 
 
 def stale_files(directory: Path) -> list[Path]:
@@ -77,28 +110,6 @@ def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
         if error.errno in (errno.ELOOP, errno.EMLINK):  # Linux and macOS; FreeBSD
             raise OSError(error.errno, "is a link, and is not followed", str(path)) from None
         raise
-
-
-def flush(number: int) -> None:
-    """Wait until an open file is on the disk, as far as its file system can do that."""
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in _CANNOT_FLUSH:
-            raise
-
-
-def _flush_directory(directory: Path) -> None:
-    try:
-        number = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        if error.errno in _CANNOT_FLUSH | _MAY_NOT_FLUSH:
-            return  # the file itself is whole, and in its place
-        raise
-    try:
-        flush(number)
-    finally:
-        os.close(number)
 
 
 def check_output(option: str, path: Path, mark: bytes) -> None:

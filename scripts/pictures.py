@@ -88,7 +88,7 @@ def train_notebook(dataset: Dataset, test: Dataset) -> tuple[TrainState, Metrics
     import optax
 
     from jaxmnist import evaluate, init_state, train
-    from jaxmnist.runs.recipe import make_training
+    from jaxmnist.runs.setup import make_training
 
     key, tx = jax.random.key(0), optax.sgd(0.003)
     model, train_step, metrics = make_training((128, 64), "cross_entropy", None, tx)

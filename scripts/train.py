@@ -138,7 +138,7 @@ def make_model(options: Options, steps: int) -> tuple[Any, Any, Any, Any, Any]:
     import jax
 
     from jaxmnist.optimizers import make_optimizer
-    from jaxmnist.runs.recipe import make_training
+    from jaxmnist.runs.setup import make_training
 
     model, augment = options.model, options.training.augment or None
     tx = make_optimizer(**dataclasses.asdict(options.optimizer), steps=steps)

@@ -15,7 +15,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before JAX is imported, which the sc
 
 from jaxmnist import Dataset, objective
 from jaxmnist.datasets import synthetic
-from jaxmnist.runs import recipe, run_logs
+from jaxmnist.runs import run_logs, setup
 
 traced = 0
 load, make = synthetic.load_synthetic, objective.classifier_objective
@@ -48,7 +48,7 @@ def add_and_tell(logs, record):
 
 
 if __name__ == "__main__":
-    synthetic.load_synthetic, recipe.classifier_objective = load_little, make_counting
+    synthetic.load_synthetic, setup.classifier_objective = load_little, make_counting
     run_logs.RunLogs.add_record = add_and_tell
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

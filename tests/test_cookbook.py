@@ -25,8 +25,8 @@ from jaxmnist import (
     make_train_step,
 )
 from jaxmnist.augment import augment
+from jaxmnist.checkpoint import load, save
 from jaxmnist.datasets import synthetic
-from jaxmnist.runs.checkpoint import load, save
 from tests.documents import read_chapters
 from tests.helpers import PATIENCE, ROOT
 
@@ -538,7 +538,7 @@ import jax, numpy as np
 from jaxmnist import Dataset
 from jaxmnist.augment import augment
 from jaxmnist.datasets import synthetic
-from jaxmnist.runs.checkpoint import load, save
+from jaxmnist.checkpoint import load, save
 
 arrays = np.load(sys.argv[1])
 data = Dataset(arrays["images"], arrays["labels"])

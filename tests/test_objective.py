@@ -11,6 +11,7 @@ from jaxmnist import (
     MLP,
     Dataset,
     TrainState,
+    checkpoint,
     classifier_objective,
     cross_entropy,
     epoch_order,
@@ -22,7 +23,6 @@ from jaxmnist import (
     train,
 )
 from jaxmnist.objective import as_scalar
-from jaxmnist.runs import checkpoint
 from tests.helpers import assert_close, counting
 
 KEY = jax.random.key(0)

@@ -82,10 +82,10 @@ def test_optimizers(script, optimizer):
 
 
 def test_the_step_is_traced_once_a_run(script, monkeypatch):
-    from jaxmnist.runs import recipe
+    from jaxmnist.runs import setup
 
     traced = []
-    make = recipe.classifier_objective
+    make = setup.classifier_objective
 
     def counting(apply_fn, *args, **kwargs):
         def counted(params, images):
@@ -94,7 +94,7 @@ def test_the_step_is_traced_once_a_run(script, monkeypatch):
 
         return make(counted, *args, **kwargs)
 
-    monkeypatch.setattr(recipe, "classifier_objective", counting)
+    monkeypatch.setattr(setup, "classifier_objective", counting)
     code, _, _ = script("train.py", "--dataset", "synthetic", "--epochs", 3)
     assert code == 0
     assert traced == [(64, 784)]

@@ -16,7 +16,7 @@ from jaxmnist.model import MLP
 from jaxmnist.optimizers import make_optimizer
 from jaxmnist.population import Job, Population, Run, run_jobs
 from jaxmnist.ranking import Rung
-from jaxmnist.runs.recipe import make_training
+from jaxmnist.runs.setup import make_training
 from jaxmnist.runs.sweep_file import Models, Row
 from jaxmnist.runs.sweep_plan import Plan, as_text, is_argument, program_key, rank_settings
 from jaxmnist.search import Setting

@@ -1,0 +1,146 @@
+"""What a run trains: its data, its model and step, its first state, the orders of its epochs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int32
+
+from jaxmnist import torch_compat
+from jaxmnist.augment import handwriting
+from jaxmnist.data import Dataset, epoch_order
+from jaxmnist.datasets import Data
+from jaxmnist.datasets.synthetic import add_synthetic
+from jaxmnist.errors import UsageError
+from jaxmnist.evaluation import classifier_metrics
+from jaxmnist.losses import cross_entropy, nll_loss
+from jaxmnist.model import MLP
+from jaxmnist.objective import classifier_objective
+from jaxmnist.runs.machine import check_memory
+from jaxmnist.training import TrainState, init_state, make_train_step
+from jaxmnist.types import AnyArray, Optimizer, TrainStep
+from jaxmnist.weights import load_weights
+
+
+def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Dataset, dict[str, Dataset]]:
+    """The images to train on, with synthetic digits added, and the test sets by name.
+
+    The last `validation` of the training images are held out, as the test set "validation".
+    """
+    train, n = data.train, len(data.train.labels) - validation
+    if n < 1:
+        raise UsageError(f"--validation {validation} leaves none of {len(train.labels):,} images")
+    held_out = {"validation": Dataset(train.images[n:], train.labels[n:])} if validation else {}
+    train = Dataset(train.images[:n], train.labels[:n]) if validation else train
+    return add_synthetic(train, synthetic_digits), {**held_out, "test": data.test}
+
+
+def count_steps(n: int, batch_size: int, epochs: int) -> int:
+    """The steps of an epoch; a UsageError where they cannot be counted or no batch is full."""
+    if batch_size > n:
+        raise UsageError(f"--batch-size {batch_size} is above the {n:,} training images")
+    steps = -(-n // batch_size)
+    if epochs * steps >= 2**31:  # the state counts them in 32 bits
+        raise UsageError(f"--epochs {epochs} of {steps} steps are 2**31 steps or more")
+    return steps
+
+
+def make_training(
+    hidden: Sequence[int],
+    loss: Literal["cross_entropy", "nll"],
+    augment: float | jax.Array | None,
+    tx: Optimizer,
+) -> tuple[MLP, TrainStep[TrainState], Callable[..., Any]]:
+    """The model, its training step, and the function of its metrics for `evaluate`.
+
+    Args:
+        hidden: the width of each hidden layer.
+        loss: cross-entropy of logits, or "nll" of the log-softmax that the model then ends in.
+        augment: strength of `handwriting` on the training images, which may be traced; None for
+            images as they are.
+        tx: the optimizer.
+    """
+    loss_fn = nll_loss if loss == "nll" else cross_entropy
+    model = MLP(tuple(hidden), log_probs=loss == "nll")
+    changes = None if augment is None else partial(handwriting, strength=augment)
+    objective = classifier_objective(model.apply, loss_fn, augment=changes)
+    return model, make_train_step(objective, tx), classifier_metrics(model.apply, loss_fn)
+
+
+class Start(NamedTuple):
+    """What a run starts from."""
+
+    shapes: TrainState  # of the first state, with shapes and dtypes for arrays
+    make_state: Callable[[], TrainState]  # computes it
+    order: Callable[[int], Int32[AnyArray, " n"]]  # of an epoch, from 0: its examples' indices
+    init: str | None  # the sha256 of the parameters in the file that was named
+
+
+def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
+    """The first state, of `init_state`, and the orders of n examples, of `epoch_order`.
+
+    Both come from `jax.random.key(options.seed)`. The parameters may be those of a file,
+    `options.init`, or with the orders of a PyTorch script: see `_torch_start`.
+    """
+    seed, params, digest = np.uint32(options.seed), None, None
+
+    def first_state(seed: Any) -> TrainState:  # the key is made inside: by itself it takes 50 ms
+        return init_state(model, tx, jax.random.key(seed))
+
+    traced = jax.jit(first_state).trace(seed)
+    make_order = jax.jit(lambda seed, epoch: epoch_order(jax.random.key(seed), epoch, n))
+    order: Callable[[int], Any] = lambda epoch: make_order(seed, np.int32(epoch))  # noqa: E731
+    if options.torch_seed is not None:
+        params, order = _torch_start(model, n, options)
+    if options.init is not None:
+        params = load_weights(options.init)
+        found, expected = (jax.tree.map(np.shape, x) for x in (params, traced.out_info.params))
+        if found != expected:
+            raise UsageError(f"--init {options.init}: the weights have other sizes than --hidden")
+        digest = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(params))).hexdigest()
+
+    def make_state() -> TrainState:
+        # XLA's full optimisation of what runs for 1 ms takes it 0.6 s longer, for equal bits.
+        few = {"xla_backend_optimization_level": "2"}
+        state = traced.lower().compile(compiler_options=few)(seed)
+        return state if params is None else state._replace(params=params, opt_state=tx.init(params))
+
+    return Start(traced.out_info, make_state, order, digest)
+
+
+def _torch_start(model: MLP, n: int, options: Any) -> tuple[Any, Callable[[int], Any]]:
+    """The parameters and orders of a script that calls `torch.manual_seed(options.torch_seed)`.
+
+    It makes the model and iterates over a DataLoader that shuffles (as before PyTorch 1.6 where
+    `options.torch_order` is "legacy") and, with `options.torch_test_loader`, over one that does
+    not. The stream goes on from epoch to epoch, so orders can be asked for in turn only.
+    """
+    generator, drawn = torch_compat.TorchGenerator(options.torch_seed), itertools.count()
+    params = torch_compat.init_params(generator, (784, *model.hidden, model.classes))
+
+    def order(epoch: int) -> Int32[np.ndarray, " n"]:
+        while True:
+            legacy = options.torch_order == "legacy"
+            found = torch_compat.loader_order(generator, n, legacy=legacy)
+            if options.torch_test_loader:
+                torch_compat.pass_in_order(generator)
+            if next(drawn) == epoch:
+                return found
+
+    return params, order
+
+
+def describe(shapes: TrainState, device: jax.Device) -> str:
+    """The sizes of an MLP's layers and its parameters; a JaxmnistError where it does not fit."""
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params))]
+    check_memory(sum(sizes), device, "training a model of this size")
+    layers = shapes.params["params"].values()
+    widths = [next(iter(layers))["weight"].shape[1], *(x["weight"].shape[0] for x in layers)]
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    return f"{'-'.join(map(str, widths))}, {count:,} parameters"
