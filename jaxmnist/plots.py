@@ -1,20 +1,23 @@
-"""Plots of losses, accuracies and confusions, as matplotlib figures.
+"""Plots of runs, models and digits, as matplotlib figures.
 
 matplotlib is the extra "plots", and is imported when a figure is made.
+
+>>> records = [{"train_loss": 0.9, "test_loss": 0.5, "test_accuracy": 0.86}]
+>>> figure = loss_curves({"a run": records}, np.array([[1.2, 0.6]]))
+>>> save_figure(figure, Path("runs/loss.png"))  # doctest: +SKIP
 """
 
-import html
-import io
-import re
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from jaxmnist.files import atomic_write
+from jaxmnist.metrics import confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,127 +27,237 @@ Records = Sequence[Mapping[str, float | int]]
 
 # Each is read on white and on black: its contrast to either is at least 3.
 COLORS = ("#3b82c4", "#e8710a", "#1f9a68", "#c74b86", "#8568cf", "#a4782a", "#0e96a8", "#d1494d")
-GREY = "#7f8790"  # likewise
 _MARKERS = "os^Dv"
 
 
-def loss_curve(losses: Float[np.ndarray, "epochs steps"], records: Records) -> "Figure":
-    """The training loss of every step and epoch, with the test's loss and accuracy.
+def run_figures(
+    records: Records,
+    losses: Float[np.ndarray, "epochs steps"] | None,
+    params: Mapping[str, Any],
+    images: UInt8[np.ndarray, "n 28 28"],
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
+) -> "dict[str, Figure]":
+    """The figures of a finished run by file name: losses, confusion, mistakes, weights.
 
-    Args:
-        losses: the loss of each step, in nats; NaN where it is not known, no steps if none is.
-        records: what was measured after each epoch.
+    `records` and `losses` are those of `loss_curves`; `params` are an MLP's; `probabilities` are
+    what it gives to the test's `images`.
     """
-    from matplotlib.figure import Figure
-
-    epochs, steps = losses.shape
-    ends = np.arange(1, epochs + 1)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    if steps:
-        x, y = _extremes(losses.ravel(), most=10_000)
-        axes.plot(x / steps, y, color="0.75", linewidth=0.5, label="training, each step")
-    means = [record["train_loss"] for record in records]  # stand in the middle of their epoch
-    tests = [record["test_loss"] for record in records]
-    size = 6 if epochs <= 50 else 0
-    axes.plot(ends - 0.5, means, "o-", ms=size, label="training, mean of the epoch")
-    axes.plot(ends, tests, "s--", ms=size, label="test, after the epoch")
-    for end in np.unique(np.linspace(1, epochs, 10).round().astype(int)):
-        record = records[end - 1]
-        axes.annotate(
-            f"{record['test_accuracy']:.1%}",
-            (end, record["test_loss"]),
-            textcoords="offset points",
-            xytext=(0, -16),
-            ha="center",
-            fontsize=8,
-        )
-    axes.set(xlabel="epochs", ylabel="loss (nats)", xlim=(0, epochs * 1.04), ylim=(0, None))
-    axes.set_title("Loss, and test accuracy after each epoch", fontsize=11)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+    return {
+        "loss.png": loss_curves({"test accuracy": records}, losses),
+        "confusion.png": confusion_figure(confusion),
+        "mistakes.png": mistake_grid(images, labels, probabilities),
+        "weights.png": weight_grid(np.asarray(params["params"]["linear_0"]["weight"])),
+    }
 
 
-def run_curves(
-    names: Sequence[str], runs: Sequence[tuple[Float[np.ndarray, "_epochs _steps"], Records]]
+def loss_curves(
+    runs: Mapping[str, Records], losses: Float[np.ndarray, "epochs steps"] | None = None
 ) -> "Figure":
-    """Losses and test accuracies of runs against epochs, a colour and a marker for each.
-
-    The training losses are averaged over stretches of a hundredth of the run, or over epochs where
-    those of the steps are not known.
+    """Losses and test accuracies of runs against epochs, a colour and a marker for each run.
 
     Args:
-        names: what the legend calls each run.
-        runs: the loss of each step, in nats, and what was measured after each epoch.
+        runs: what was measured after each epoch of a run, by the name for the legend.
+        losses: of a single run, the loss of each step, in nats; NaN where it is not known.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(5, 5.2 + 0.12 * len(runs)), layout="constrained")
+    figure = _figure(6.5, 5.2 + 0.12 * len(runs), "Loss and test accuracy")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    keys = [Line2D([], [], color="0.5", label="x"), Line2D([], [], color="0.5", ls="--", label="x")]
-    for number, (losses, records) in enumerate(runs):
+    legend = {"training, mean of the epoch": Line2D([], [], color="0.4")}
+    legend["test, after the epoch"] = Line2D([], [], color="0.4", ls="--")
+    if losses is not None and losses.size:
+        x, y = _thinned(losses.ravel())
+        (line,) = upper.plot(x / losses.shape[1], y, color="0.75", linewidth=0.5)
+        legend["training, each step"] = line
+    for number, (name, records) in enumerate(runs.items()):
+        style: dict[str, Any] = {"color": COLORS[number % len(COLORS)]}
+        style |= {"marker": _MARKERS[number % len(_MARKERS)], "ms": 5 if len(records) <= 50 else 0}
         ends = np.arange(1, len(records) + 1)
-        style: dict[str, Any] = {
-            "color": COLORS[number % len(COLORS)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-        }
-        style |= {"markersize": 5 if len(records) <= 50 else 0, "linewidth": 1.2}
-        positions, means = _stretches(losses, records)
-        upper.plot(positions, means, color=style["color"], linewidth=1.2)
-        upper.plot(ends, [r["test_loss"] for r in records], ls="--", **style)
-        lower.plot(ends, [r["test_accuracy"] for r in records], ls="--", **style)
-        keys.append(Line2D([], [], label="x", **style))
+        middles, means = ends - 0.5, [record["train_loss"] for record in records]
+        upper.plot(middles, means, **style)
+        upper.plot(ends, [record["test_loss"] for record in records], ls="--", **style)
+        lower.plot(ends, [record["test_accuracy"] for record in records], ls="--", **style)
+        legend[f"{_short(name, 30)}: {records[-1]['test_accuracy']:.2%}"] = Line2D([], [], **style)
     upper.set(ylabel="loss (nats)", ylim=(0, None))
     lower.set(xlabel="epochs", ylabel="test accuracy", xlim=(0, None))
     lower.yaxis.set_major_formatter(PercentFormatter(1.0))
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-    legend = figure.legend(handles=keys, loc="outside lower left", ncols=2, frameon=False)
-    short = [name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}" for name in names]
-    texts = ["training", "test, after each epoch", *short]
-    for text, value in zip(legend.get_texts(), texts, strict=True):
-        text.set_parse_math(False)  # a name is a name, whatever dollars are in it
-        text.set_text(value)
+    for line in legend.values():
+        line.set_label("x")
+    drawn = figure.legend(handles=legend.values(), loc="outside lower left", ncols=2, frameon=False)
+    for text, name in zip(drawn.get_texts(), legend, strict=True):
+        text.set_parse_math(False)  # a run's name is a name, whatever dollars are in it
+        text.set_text(name)
     return figure
 
 
-def confusion_matrix(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
+def confusion_figure(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
     """How many images of each digit (rows) were predicted as which (columns)."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    classes = len(confusion)
-    digits, right = np.arange(classes), np.eye(classes, dtype=bool)
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    right = np.eye(len(confusion), dtype=bool)
+    title = f"{np.trace(confusion):,} of {confusion.sum():,} test images are right"
+    figure = _figure(6, 5.2, title)
     axes = figure.subplots()
     mistakes = np.ma.masked_array(confusion, right)
-    worst = max(1, mistakes.max()) if classes > 1 else 1
+    worst = max(1, mistakes.max())
     shown = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=worst)
     axes.imshow(np.ma.masked_array(np.full_like(confusion, 3), ~right), "Blues", vmin=0, vmax=10)
     for row, column in np.argwhere(confusion):
         count = confusion[row, column]
-        dark = not right[row, column] and count > 0.65 * worst
-        axes.text(
-            column, row, f"{count}", ha="center", va="center", size=9, color="w" if dark else "k"
-        )
+        color = "w" if row != column and count > 0.65 * worst else "k"
+        axes.text(column, row, f"{count}", ha="center", va="center", size=9, color=color)
+    digits = np.arange(len(confusion))
     axes.set(xticks=digits, yticks=digits, xlabel="predicted digit", ylabel="true digit")
-    axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="images predicted as another digit")
-    bar.locator = MaxNLocator(integer=True, nbins=5)
-    bar.outline.set_visible(False)
-    figure.suptitle(
-        f"{np.trace(confusion):,} of {confusion.sum():,} test images are right", size=11
-    )
+    ticks = MaxNLocator(nbins=5, integer=True)
+    figure.colorbar(shown, shrink=0.8, label="images predicted as another digit", ticks=ticks)
     return figure
 
 
-def _extremes(
-    losses: Float[np.ndarray, " steps"], most: int
+def confident_mistakes(
+    probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], count: int = 24
+) -> Int[np.ndarray, " mistakes"]:
+    """The indices of the mistakes of which the model was most confident, in falling order.
+
+    >>> confident_mistakes(np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([1, 1, 0]))
+    array([0, 2])
+    """
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+
+
+def mistake_grid(
+    images: UInt8[np.ndarray, "n height width"],
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
+) -> "Figure":
+    """The most confident mistakes, each with the probability of its prediction and its label."""
+    worst = confident_mistakes(probabilities, labels)
+    titles = [
+        f"said {row.argmax()}: {percent(row.max())}\nis {label}: {percent(row[label])}"
+        for row, label in zip(probabilities[worst], labels[worst], strict=True)
+    ]
+    title = f"The {len(worst)} most confident mistakes: probability of the prediction and the label"
+    return contact_sheet(images[worst], titles, title if titles else "No test image was mistaken")
+
+
+def contact_sheet(
+    images: UInt8[np.ndarray, "n height width"],
+    titles: Sequence[str],
+    title: str,
+    columns: int = 8,
+) -> "Figure":
+    """Images side by side, dark on light, with a title above each and one for all."""
+    rows = max(1, math.ceil(len(images) / columns))
+    figure = _figure(1.15 * columns, 1.5 * rows + 0.4, title)
+    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if number < len(images):
+            axes.imshow(images[number], cmap="gray_r", vmin=0, vmax=255)
+            axes.set_title(titles[number], size=9, parse_math=False)
+    return figure
+
+
+def digit_grid(images: UInt8[np.ndarray, "rows columns height width"], title: str) -> "Figure":
+    """The images side by side, white on black."""
+    rows, columns, height, width = images.shape
+    figure = _figure(columns * 0.42, rows * 0.42 + 0.35, title)
+    tiled = images.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+    axes = figure.subplots()
+    axes.imshow(tiled, cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_off()
+    return figure
+
+
+def weight_grid(
+    weight: Float[np.ndarray, "units 784"], columns: int = 16, most: int = 128
+) -> "Figure":
+    """The weights of the first layer's units as images of 28x28.
+
+    Args:
+        weight: that of the first layer, `params["params"]["linear_0"]["weight"]`.
+        columns: units side by side.
+        most: how many units are shown at most: those with the largest weights.
+    """
+    order = np.argsort(-np.linalg.norm(weight, axis=1), kind="stable")
+    chosen = np.sort(order[:most])
+    rows = math.ceil(len(chosen) / columns)
+    tiles = np.full((rows * columns, 30, 30), np.nan)  # 28 pixels and a gap
+    tiles[: len(chosen), 1:29, 1:29] = weight[chosen].reshape(-1, 28, 28)
+    tiled = tiles.reshape(rows, columns, 30, 30).transpose(0, 2, 1, 3).reshape(rows * 30, -1)
+    limit = max(float(np.nanmax(np.abs(tiled))), 1e-12)
+    which = "all" if len(chosen) == len(weight) else f"the {most} largest of"
+    title = f"First-layer weights: {which} {len(weight)} units, 28x28 pixels each"
+    figure = _figure(columns * 0.5, rows * 0.5 + 1.3, title)
+    axes = figure.subplots()
+    shown = axes.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
+    axes.set_axis_off()
+    label = "weight of a pixel (above 0: ink raises the sum)"
+    figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
+    return figure
+
+
+def probability_figure(
+    images: UInt8[np.ndarray, "n 28 28"],
+    probabilities: Float[np.ndarray, "n classes"],
+    names: Sequence[str],
+) -> "Figure":
+    """Each image beside the probabilities of its classes."""
+    columns = round(math.sqrt(len(images) / 2)) or 1
+    rows = math.ceil(len(images) / columns)
+    title = "Digits as the model sees them, and their probabilities"
+    figure = _figure(6 * columns, 2.6 * rows + 0.4, title)
+    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=(1, 1.7) * columns)
+    pairs = grid.reshape(-1, 2)
+    for axes in pairs[len(images) :].flat:
+        axes.set_axis_off()
+    for (left, right), image, row, name in zip(pairs, images, probabilities, names, strict=False):
+        left.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+        left.set_axis_off()
+        left.set_title(_short(name, 24), fontsize=9, parse_math=False)
+        colors = [COLORS[int(digit == row.argmax())] for digit in range(len(row))]
+        bars = right.barh(np.arange(len(row)), row, color=colors)
+        right.bar_label(bars, [percent(p) for p in row], padding=3, fontsize=8)
+        right.set(xlim=(0, 1.2), xticks=(0, 0.5, 1), yticks=range(len(row)))
+        right.set(xlabel="probability", ylabel="digit")
+        right.invert_yaxis()
+        right.tick_params(labelsize=8)
+    return figure
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent, with one decimal; neither 0 nor 1 by rounding alone.
+
+    >>> [percent(share) for share in (0, 0.0001, 0.5, 0.9999, 1)]
+    ['0.0%', '< 0.1%', '50.0%', '> 99.9%', '100.0%']
+    """
+    if 0 < share < 0.0005:
+        return "< 0.1%"
+    return "> 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write the figure into a .png, .pdf or .svg file, which appears whole or not at all."""
+    with warnings.catch_warnings(), atomic_write(path) as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name may be in any script
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _figure(width: float, height: float, title: str) -> "Figure":
+    """An empty figure of this many inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, size=11)
+    return figure
+
+
+def _thinned(
+    losses: Float[np.ndarray, " steps"], most: int = 10_000
 ) -> tuple[Int[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """Steps, from 1, and losses: all or, if they are many, each stretch's lowest and highest."""
     if losses.size <= most:
@@ -154,54 +267,7 @@ def _extremes(
     return np.repeat(starts + 1, 2), np.stack(both, axis=1).ravel()
 
 
-def _stretches(
-    losses: Float[np.ndarray, "epochs steps"], records: Records
-) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """Mean losses of a hundredth of the run each, and the epochs on which these are centred."""
-    epochs, flat = losses.shape[0], losses.ravel()
-    known = np.isfinite(flat)
-    if not known.any():
-        return np.arange(epochs) + 0.5, np.array([r["train_loss"] for r in records])
-    edges = np.unique(np.linspace(0, flat.size, 101).astype(int))
-    counts = np.add.reduceat(known, edges[:-1], dtype=np.int64)
-    sums = np.add.reduceat(np.where(known, flat, 0), edges[:-1], dtype=np.float64)
-    means = np.where(counts, sums / np.maximum(counts, 1), np.nan)
-    return (edges[:-1] + edges[1:]) / 2 / losses.shape[1], means
-
-
-def save_figure(figure: "Figure", path: Path, creator: str, *, transparent: bool = False) -> None:
-    """Write the figure into a .png, .pdf or .svg file, which appears whole or not at all.
-
-    The file names its creator, by which `check_output` knows it again.
-    """
-    kind = path.suffix[1:].lower()
-    metadata = {"Software" if kind == "png" else "Creator": creator}
-    with warnings.catch_warnings(), atomic_write(path) as file:
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name may be in any script
-        figure.savefig(file, format=kind, dpi=150, transparent=transparent, metadata=metadata)
-
-
-def to_svg(figure: "Figure", label: str) -> str:
-    """The figure as an `<svg>` element for an HTML page, light or dark.
-
-    What is black in it takes the colour of the text around it, its background is the page's, its
-    text is text, and it is as wide as its container. Screen readers get the label, which no other
-    figure of the page may have.
-    """
-    import matplotlib
-
-    content = io.StringIO()
-    # The salt makes ids that no other figure of the page has, and the same ones every time.
-    options: Any = {"svg.fonttype": "none", "svg.hashsalt": label}
-    with matplotlib.rc_context(options), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has others
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
-    svg = content.getvalue()
-    view = re.search(r'viewBox="[^"]*"', svg)
-    assert view
-    used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
-    head = f'<svg {view[0]} role="img" aria-label="{html.escape(label)}" fill="currentColor"'
-    svg = re.sub("^.*?<svg[^>]*", lambda _: head, svg, count=1, flags=re.DOTALL)
-    return svg.replace("#000000", "currentColor")
+def _short(name: str, most: int) -> str:
+    """The name, or its beginning and end."""
+    half = most // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[1 - half :]}"

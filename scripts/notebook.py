@@ -64,8 +64,7 @@ from jaxmnist import (
     preprocess,
     to_tensor,
 )
-from jaxmnist.digit_plots import digit_grid
-from jaxmnist.plots import loss_curve
+from jaxmnist.plots import digit_grid, loss_curves
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 from jaxmnist.weights import to_state_dict
 
@@ -133,7 +132,7 @@ compare(6, "shape of an image", images[0].shape)
 
 # %%
 pixels = np.asarray((images[:, 0] * 0.5 + 0.5) * 255, np.uint8)
-show_figure(lambda: digit_grid(pixels.reshape(4, 16, 28, 28)))
+show_figure(lambda: digit_grid(pixels.reshape(4, 16, 28, 28), "The first batch"))
 
 # %% [markdown]
 # ### Cells 7 and 8: flat images
@@ -411,7 +410,7 @@ for e in range(1, 6):
 print(f"     test accuracy after the last epoch: {records[-1]['test_accuracy']:.2%}")
 
 # %%
-show_figure(lambda: loss_curve(np.stack(losses), records))
+show_figure(lambda: loss_curves({"five epochs": records}, np.stack(losses)))
 
 # %% [markdown]
 # ### Cell 30: a label

@@ -52,8 +52,7 @@ def main(options: Options) -> None:
 
     from jaxmnist import load_mnist
     from jaxmnist.datasets import load_synthetic
-    from jaxmnist.digit_plots import confident_mistakes, digit_grid, mistake_grid
-    from jaxmnist.plots import loss_curve
+    from jaxmnist.plots import digit_grid, loss_curves, mistake_grid
     from jaxmnist.predict import evaluate_model
 
     dataset, test = load_mnist(options.data.data_dir)
@@ -64,14 +63,13 @@ def main(options: Options) -> None:
     records = [dict(zip(names, row, strict=True)) for row in rows_of_epochs]
     found = evaluate_model(state.params, test)
     images, labels = (np.asarray(part) for part in test)
-    worst = confident_mistakes(found.probabilities, labels)
-    mistakes = mistake_grid(images[worst], found.probabilities[worst], labels[worst])
+    mistakes = mistake_grid(images, labels, found.probabilities)
     drawn, _ = load_synthetic()
     rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
     figures = {
-        "loss.png": (loss_curve(metrics["loss"], records), 110),
+        "loss.png": (loss_curves({"the notebook's run": records}, metrics["loss"]), 110),
         "mistakes.png": (mistakes, 110),
-        "drawn_digits.png": (digit_grid(np.stack(rows)), 100),
+        "drawn_digits.png": (digit_grid(np.stack(rows), "Synthetic digits"), 100),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     for name, (figure, dpi) in figures.items():

@@ -56,10 +56,9 @@ def main(options: Options) -> None:
     import jax
     import numpy as np
 
-    from jaxmnist.digit_plots import probability_figure
     from jaxmnist.doubt import doubt
     from jaxmnist.files import check_output
-    from jaxmnist.plots import save_figure
+    from jaxmnist.plots import probability_figure, save_figure
     from jaxmnist.predict import load_model, predict, read_image
 
     jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
@@ -75,7 +74,7 @@ def main(options: Options) -> None:
     if options.plot:
         names = [printable(path.name) for path in options.images]
         figure = probability_figure(images, probabilities, names)
-        save_figure(figure, options.plot, CREATOR, transparent=True)
+        save_figure(figure, options.plot)
     if options.json:
         results = [
             {

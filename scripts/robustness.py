@@ -127,7 +127,7 @@ def measure_photos(directory: Path, plot: Path | None, model: Any, params: Any) 
         if not correct
     ]
     if plot and failures:
-        save_figure(failure_figure(failures), plot, CREATOR)
+        save_figure(failure_figure(failures), plot)
         print(f"\nWrote {printable(plot)}")
 
 

@@ -233,7 +233,7 @@ def show(options: Options, plan: Plan, models: Models) -> None:
     words = sweep_report.arguments(plan, places[0][1].setting, groups)
     print(f"The best: {shlex.join(['scripts/train.py', *words])}")
     if plot:
-        save_figure(sweep_report.figure(plan, models), plot, CREATOR)
+        save_figure(sweep_report.figure(plan, models), plot)
     for path in filter(None, (options.results.out, plot)):
         print(f"Wrote {printable(path)}")
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmnist import digit_plots, plots
 from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError, JaxmnistError, UsageError
-from jaxmnist.files import atomic_write, open_regular
+from jaxmnist.files import open_regular
+from jaxmnist.plots import run_figures, save_figure
 from jaxmnist.predict import evaluate_model
 from jaxmnist.runs.logs import StepLog
 from jaxmnist.weights import layer_sizes, load_weights
@@ -72,18 +72,9 @@ def draw_run(directory: Path, test: Dataset) -> list[str]:
     run = read_run(directory)
     result = evaluate_model(run.params, test)
     images, labels = np.asarray(test.images), np.asarray(test.labels)
-    worst = digit_plots.confident_mistakes(result.probabilities, labels)
-    figures = {
-        "loss.png": plots.loss_curve(run.losses, run.records),
-        "confusion.png": plots.confusion_matrix(result.confusion),
-        "mistakes.png": digit_plots.mistake_grid(
-            images[worst], result.probabilities[worst], labels[worst]
-        ),
-        "weights.png": digit_plots.weight_grid(run.params["params"]["linear_0"]["weight"]),
-    }
+    figures = run_figures(run.records, run.losses, run.params, images, labels, result.probabilities)
     for name, figure in figures.items():
-        with atomic_write(directory / name) as file:
-            figure.savefig(file, format="png", dpi=150)
+        save_figure(figure, directory / name)
     return list(figures)
 
 

@@ -3,7 +3,12 @@
 jinja2 and matplotlib are an extra, `pip install 'jaxmnist[plots]'`, and imported when used.
 """
 
+import base64
+import html
+import io
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmnist.data import Dataset
-from jaxmnist.digit_plots import confident_mistakes, percent, png_url, weight_grid
-from jaxmnist.plots import run_curves, to_svg
+from jaxmnist.plots import confident_mistakes, loss_curves, percent, weight_grid
 from jaxmnist.predict import ModelMetrics
 from jaxmnist.runs.finished import Run
 
@@ -62,7 +66,7 @@ def page(results: Mapping[str, Result]) -> str:
         runs=sections,
         test_sets=test_sets,
         curves=to_svg(
-            run_curves(list(results), [(run.losses, run.records) for run in runs]),
+            loss_curves({name: result.run.records for name, result in results.items()}),
             "Training loss, test loss and test accuracy against epochs; their numbers follow",
         ),
         epochs=sorted({round(1 + k * (last - 1) / 49) for k in range(50)}),  # 50 of them at most
@@ -134,3 +138,38 @@ def _mistakes(probabilities: np.ndarray, test: Dataset) -> list[dict[str, Any]]:
         }
         for index in confident_mistakes(probabilities, labels).tolist()
     ]
+
+
+def to_svg(figure: Any, label: str) -> str:
+    """The figure as an `<svg>` element for an HTML page, light or dark.
+
+    What is black in it takes the colour of the text around it, its background is the page's, its
+    text is text, and it is as wide as its container. Screen readers get the label, which no other
+    figure of the page may have.
+    """
+    import matplotlib
+
+    content = io.StringIO()
+    # The salt makes ids that no other figure of the page has, and the same ones every time.
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": label}
+    with matplotlib.rc_context(options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has others
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+    svg = content.getvalue()
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    head = f'<svg {view[0]} role="img" aria-label="{html.escape(label)}" fill="currentColor"'
+    svg = re.sub("^.*?<svg[^>]*", lambda _: head, svg, count=1, flags=re.DOTALL)
+    return svg.replace("#000000", "currentColor")
+
+
+def png_url(image: np.ndarray) -> str:
+    """A digit, dark on light, as a data URL."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(255 - image).save(content, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

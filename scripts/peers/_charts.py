@@ -7,7 +7,7 @@ from typing import Any
 from _scale import SCALED, TITLES
 from matplotlib.figure import Figure
 
-from jaxmnist.plots import COLORS, GREY
+from jaxmnist.plots import COLORS
 
 
 def save_programs(summary: dict[str, Any], path: str) -> None:
@@ -23,14 +23,14 @@ def save_programs(summary: dict[str, Any], path: str) -> None:
         axes.barh(row["label"], train, color=color)
         bar = axes.barh(row["label"], whole - train, left=train, color=color, alpha=0.45)
         text = f"{whole:.1f} s" + (f", training {train:.2f} s" if train else "")
-        axes.bar_label(bar, [text], padding=4, color=GREY, fontsize=9)
+        axes.bar_label(bar, [text], padding=4, color="#7f8790", fontsize=9)
     axes.margins(x=0.4)
-    axes.set_xlabel("seconds, whole process; the full colour is training", color=GREY)
+    axes.set_xlabel("seconds, whole process; the full colour is training", color="#7f8790")
     title = f"784-128-64-10 on MNIST, five epochs in batches of 64\n{summary['machine']['device']}"
-    axes.set_title(title, color=GREY, fontsize=10, loc="left")
-    axes.tick_params(colors=GREY)
+    axes.set_title(title, color="#7f8790", fontsize=10, loc="left")
+    axes.tick_params(colors="#7f8790")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
+    axes.spines["bottom"].set_color("#7f8790")
     figure.savefig(path, dpi=160, transparent=True)
 
 
@@ -50,11 +50,11 @@ def save_scale(summary: dict[str, Any], path: str) -> None:
         axes.set_yscale("log")
         ticks = sorted({row["value"] for row in summary["scale"] if row["axis"] == axis})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.set_xlabel(title, color=GREY)
-        axes.tick_params(colors=GREY)
-        axes.grid(color=GREY, alpha=0.25)
+        axes.set_xlabel(title, color="#7f8790")
+        axes.tick_params(colors="#7f8790")
+        axes.grid(color="#7f8790", alpha=0.25)
         axes.spines[:].set_visible(False)
-    panels[0].set_ylabel("µs an image and model", color=GREY)
-    panels[0].legend(frameon=False, labelcolor=GREY, fontsize=9)
-    figure.suptitle(summary["machine"]["device"], color=GREY, fontsize=10)
+    panels[0].set_ylabel("µs an image and model", color="#7f8790")
+    panels[0].legend(frameon=False, labelcolor="#7f8790", fontsize=9)
+    figure.suptitle(summary["machine"]["device"], color="#7f8790", fontsize=10)
     figure.savefig(path, dpi=160, transparent=True)
