@@ -36,7 +36,7 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 Weights = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
 
 WARNING = (
-    "WARNING: this is NOT MNIST but digits drawn by a program: "
+    "WARNING: this is NOT MNIST but synthetic digits: "
     "MNIST is neither on this machine nor can it be downloaded now."
 )
 
@@ -92,7 +92,7 @@ class DataOptions(DataDirOptions):
     """Where the images come from."""
 
     dataset: Literal["auto", "mnist", "synthetic"] = "auto"
-    """MNIST, or digits drawn by a program; auto draws them only if MNIST is not available."""
+    """MNIST, or synthetic digits; auto takes these only if MNIST is not available."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,15 +113,13 @@ class SeededDataOptions(DataOptions):
 
 
 def load(options: DataOptions, seed: int) -> Data:
-    """Load the data; where drawn digits stand in for MNIST, a loud warning says why."""
+    """Load the data; stderr says where synthetic digits stand in for MNIST, and what takes long."""
     from jaxmnist.datasets import load_data
 
-    data = load_data(options.dataset, options.data_dir, seed, progress=sys.stderr.isatty())
-    if data.missing:
-        print(f"{WARNING}\n{data.missing}", file=sys.stderr)
-    if data.note:
-        print(f"Note: {data.note}", file=sys.stderr)
-    return data
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return load_data(options.dataset, options.data_dir, seed, say=say)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +136,7 @@ class TrainingOptions:
     """Strength of random changes of the training images: rotation, slant, elastic change...; 0 for
     none, 1 is usual."""
     synthetic_digits: int = 0
-    """Number of digits drawn by a program that are added to the training images."""
+    """Number of synthetic digits that are added to the training images."""
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size)

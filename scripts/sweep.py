@@ -195,7 +195,7 @@ def train(options: Options, plan: Plan) -> Models | None:
         training = options.training
         train_set, tests = programs.split(data, training.validation, training.synthetic_digits)
         sweep_run.check_steps(plan, len(train_set.labels))
-        head = sweep_plan.header(plan, "drawn digits" if data.drawn else "MNIST", identity_of)
+        head = sweep_plan.header(plan, "drawn digits" if data.synthetic else "MNIST", identity_of)
         part = part_of(head)
     results = sweep_run.open_results(plan, head, out, part, resume=options.results.resume)
     if results.note:

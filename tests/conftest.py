@@ -142,7 +142,7 @@ def _digits() -> tuple[Dataset, Dataset]:
 
 def _use_few_digits(patch: pytest.MonkeyPatch) -> None:
     for module in (datasets, synthetic):
-        patch.setattr(module, "load_synthetic", lambda seed=0: _digits())
+        patch.setattr(module, "load_synthetic", lambda seed=0, **_: _digits())
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jaxmnist.datasets.mnist import find_mnist
+from jaxmnist.datasets import load_data
 from tests.helpers import QUICK, TRAIN, ending, epoch_lines, refused, train
 from tests.stress import faults
 from tests.stress.fault_cases import CASES
@@ -96,11 +96,11 @@ def test_reading_mnist(script, mnist_dir, tmp_path, monkeypatch, code):
     with injected(fault):
         result = script("train.py", "--data-dir", mnist_dir, "--epochs", 1, "--batch-size", 60_000)
     if code:
-        refused(result, 1, f"{mnist_dir}/t10k", f"cannot be read: {os.strerror(code)}")
+        refused(result, 1, f"{mnist_dir}", f"cannot be read: {os.strerror(code)}")
         assert not (tmp_path / "mnist.npz").exists()
     else:
         assert result[0] == 0
-        assert find_mnist(mnist_dir).source.endswith(", cached")
+        assert load_data("mnist", mnist_dir).source.endswith(", cached")
     assert fault.happened()
 
 

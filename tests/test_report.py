@@ -31,7 +31,7 @@ def test_set(monkeypatch):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (500, 28, 28), np.uint8), np.arange(500) % 10
     test = Dataset(images, labels.astype(np.int32))
-    monkeypatch.setattr(synthetic, "load_synthetic", lambda seed=0: (test, test))
+    monkeypatch.setattr(synthetic, "load_synthetic", lambda seed=0, **_: (test, test))
     return test
 
 

@@ -1,7 +1,6 @@
-"""Where data comes from: MNIST from disk, cache or network, and digits drawn by a program."""
+"""Where data comes from: MNIST from disk, cache or network, and synthetic digits."""
 
-from jaxmnist.datasets.load import Data, load_data
-from jaxmnist.datasets.mnist import load_mnist
+from jaxmnist.datasets.mnist import Data, load_data, load_mnist
 from jaxmnist.datasets.synthetic import load_synthetic
 
 __all__ = ["Data", "load_data", "load_mnist", "load_synthetic"]

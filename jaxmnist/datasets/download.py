@@ -1,141 +1,86 @@
 """MNIST's four files from the network, verified against tensorflow-datasets' own checksums."""
 
 import hashlib
-import importlib.util
-import queue
-import sys
+import importlib.metadata
 import threading
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from jaxmnist.datasets import idx
+from jaxmnist.datasets.idx import FILES
 from jaxmnist.errors import DataError, DataNotFoundError
 
-# The address from which TFDS takes MNIST, and under which its checksums are registered.
-MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
-FILES = tuple(f"{name}.gz" for name, _ in idx.FILES.values())
-_CHUNK_BYTES = 65_536
+# The address from which TFDS takes MNIST, under which it registers the checksums; torchvision's.
+MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
 
 
 def registered() -> dict[str, tuple[int, str]]:
-    """The size in bytes and the sha256 of each file, as TFDS registers them.
+    """The size in bytes and the sha256 of the file of each array, as TFDS registers them.
 
     Read from TFDS's own table, a text file, since importing TFDS takes seconds.
     """
-    spec = importlib.util.find_spec("tensorflow_datasets")
-    for folder in (spec.submodule_search_locations if spec else None) or ():
-        table = Path(folder, "url_checksums", "mnist.txt")
-        rows = (
-            [line.split("\t") for line in table.read_text().splitlines()] if table.exists() else []
-        )
-        found = {row[0]: (int(row[1]), row[2]) for row in rows if len(row) >= 3}
-        if all(MNIST_URL + name in found for name in FILES):
-            return {name: found[MNIST_URL + name] for name in FILES}
-    raise DataNotFoundError(
-        "this version of tensorflow-datasets has no checksums to verify MNIST's files with; "
-        "install tensorflow-datasets 4.9.10"
-    )
+    package = importlib.metadata.distribution("tensorflow-datasets")
+    table = Path(str(package.locate_file("tensorflow_datasets/url_checksums/mnist.txt")))
+    rows = [line.split("\t") for line in table.read_text().splitlines()]
+    found = {url: (int(size), checksum) for url, size, checksum, *_ in rows}
+    return {name: found[f"{MIRRORS[0]}{file}.gz"] for name, (file, _) in FILES.items()}
 
 
 def fetch(
-    base_url: str = MNIST_URL, *, progress: bool = False, timeout: float = 10.0
+    say: Callable[[str], object] = lambda line: None,
+    mirrors: Sequence[str] = MIRRORS,
+    timeout: float = 5.0,
 ) -> dict[str, bytes]:
-    """Download MNIST's four files, 11.6 MB, and return their bytes by name.
+    """Download MNIST's four files, 11.6 MB, and return their bytes by the arrays' names.
 
     Nothing is written, and nothing is returned before all four have matched their checksums.
 
     Args:
-        base_url: the address of the server's directory, with a slash at the end.
-        progress: show a progress bar on standard error.
-        timeout: seconds without any data after which the download fails.
+        say: called with a line before each mirror is asked.
+        mirrors: addresses of directories, with a slash at the end; each is asked if those before
+            it failed.
+        timeout: seconds without any data after which a mirror is given up.
 
     Raises:
-        DataNotFoundError: the server cannot be reached, lacks a file or stops sending.
-        DataError: a file is not MNIST's.
+        DataNotFoundError: no mirror can be reached and sends MNIST's files.
     """
-    from tqdm import tqdm
-
-    expected = registered()
-    total, files = sum(size for size, _ in expected.values()), {}
-    shown = progress and sys.stderr is not None
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not shown) as bar:
-        for name, (size, checksum) in expected.items():
-            content = bytearray()
-            with closing(_receive(base_url + name, timeout)) as chunks:
-                for chunk in chunks:
-                    content += chunk
-                    bar.update(len(chunk))
-                    if len(content) > size:
-                        break
-            if hashlib.sha256(content).hexdigest() != checksum:
-                raise DataError(
-                    f"{base_url + name}: wrong checksum, not MNIST's file; try again or elsewhere"
-                )
-            files[name] = bytes(content)
-    return files
-
-
-def _receive(url: str, timeout: float) -> Generator[bytes]:
-    """The body of `url`, in chunks; DataNotFoundError when none comes for `timeout` seconds.
-
-    It is received in a thread, which is left behind where it hangs: the lookup of a host's name
-    obeys neither a timeout nor Ctrl-C.
-    """
-    import requests
-
-    # `_next` decides when the download fails. A host may have several addresses that do not answer
-    # (IPv6 where there is none), so connecting to one must fail before that; reading ends after it.
-    timeouts = (timeout / 3, 2 * timeout)
-    chunks: queue.Queue[bytes | Exception] = queue.Queue()
-    abandoned = threading.Event()
-
-    def receive() -> None:
+    reasons = {}
+    for mirror in mirrors:
+        say(f"Downloading MNIST (11.6 MB) from {urlsplit(mirror).netloc}")
         try:
-            with requests.get(
-                url, stream=True, timeout=timeouts, headers={"Accept-Encoding": "identity"}
-            ) as response:
-                if response.status_code != 200:
-                    raise _StatusError(f"HTTP status {response.status_code}")
-                # As it is sent: these files are gzipped and are to stay so.
-                for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
-                    if abandoned.is_set():
-                        return
-                    chunks.put(chunk)
-            chunks.put(b"")
+            return {
+                name: _fetch(f"{mirror}{FILES[name][0]}.gz", size, checksum, timeout)
+                for name, (size, checksum) in registered().items()
+            }
         except Exception as error:  # requests, urllib3, ssl and socket: each has its own
-            chunks.put(error)
-
-    threading.Thread(target=receive, daemon=True).start()
-    try:
-        while chunk := _next(chunks, url, timeout):
-            yield chunk
-    finally:
-        abandoned.set()
+            reasons[str(error) if isinstance(error, DataError) else type(error).__name__] = 1
+    raise DataNotFoundError(", ".join(reasons))
 
 
-class _StatusError(Exception):
-    """The server's answer is no file."""
-
-
-def _next(chunks: queue.Queue[bytes | Exception], url: str, timeout: float) -> bytes:
-    try:
-        chunk = chunks.get(timeout=timeout)
-    except queue.Empty:
-        raise _not_downloaded(url, f"nothing arrived for {timeout:g} s") from None
-    if isinstance(chunk, Exception):
-        raise _not_downloaded(url, _reason(chunk)) from chunk
-    return chunk
-
-
-def _reason(error: Exception) -> str:
+def _fetch(url: str, size: int, checksum: str, timeout: float) -> bytes:
     import requests
-    import urllib3
 
-    if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
-        return "nothing arrived in time"
-    return str(error) if isinstance(error, _StatusError) else type(error).__name__
+    response: Future[Any] = Future()
 
+    def ask() -> None:
+        try:
+            # Some of a host's addresses may not answer (IPv6 where there is none).
+            response.set_result(requests.get(url, stream=True, timeout=(timeout / 3, timeout)))
+        except Exception as error:
+            response.set_exception(error)
 
-def _not_downloaded(url: str, reason: str) -> DataNotFoundError:
-    return DataNotFoundError(f"{url}: {reason}; check the network and the proxy settings")
+    # The lookup of a host's name obeys neither a timeout nor Ctrl-C: a thread that hangs in it is
+    # left behind.
+    threading.Thread(target=ask, daemon=True).start()
+    with response.result(timeout) as answer:
+        if answer.status_code != 200:
+            raise DataError(f"HTTP status {answer.status_code}")
+        content: bytes = answer.raw.read(size + 1)  # as it is sent: gzipped
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise DataError("wrong checksum: incomplete, or another file")
+    return content

@@ -1,4 +1,4 @@
-"""Drawn digits: handwriting-like images made from strokes, for when MNIST itself is not available.
+"""Synthetic digits: images like handwriting, made from strokes, for when MNIST is not available.
 
 Each digit has a few skeletons, paths of a pen. A random writer bends, slants and stretches one; the
 pen lays a Gaussian dot of ink at every short step of it, and the paper saturates: grey is about
@@ -14,7 +14,7 @@ accuracy of 90 % (three seeds; on MNIST 0.38 and 90 %).
 import contextlib
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,6 @@ ADDED_VERSION = 2  # of the digits that `add_synthetic` adds: another one makes 
 _ADDED_SEED = 2**32 - 1
 _CHUNK = 500  # images drawn at a time, which bounds the memory to a few tens of MB
 _VERSION = 3  # of the digits or of how they are cached: another one is another cache entry
-_SPECS: dict[str, cache.Spec] = {
-    "images": ((70_000, 28, 28), "uint8"),
-    "labels": ((70_000,), "int32"),
-}
 
 
 def _matmul(a: Array | np.ndarray, b: Array) -> Array:
@@ -125,15 +121,7 @@ def draw_digits(
     return jax.lax.map(draw, (indices, digits), batch_size=_CHUNK)
 
 
-# XLA's own defaults, so that no flag for the compiler changes how the pixels are rounded.
-_COMPILER_OPTIONS: Any = {
-    "xla_backend_optimization_level": 3,
-    "xla_llvm_disable_expensive_passes": False,
-    "xla_cpu_enable_fast_math": False,
-}
-
-
-@functools.partial(jax.jit, static_argnames="added", compiler_options=_COMPILER_OPTIONS)
+@functools.partial(jax.jit, static_argnames="added")
 def _draw(
     key: PRNGKeyArray, *, added: bool
 ) -> tuple[UInt8[Array, "70000 28 28"], Int32[Array, "70000"]]:
@@ -145,12 +133,14 @@ def _draw(
     return draw_digits(draw_key, labels, added=added), labels
 
 
-def load_synthetic(seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Load the drawn digits of `seed`: 60,000 images to train with and 10,000 others to test with.
+def load_synthetic(
+    seed: int = 0, *, say: Callable[[str], object] = lambda line: None
+) -> tuple[Dataset, Dataset]:
+    """Load the synthetic digits of `seed`: 60,000 to train with and 10,000 others to test with.
 
-    Each digit is there equally often, in random order. Drawing them takes a few seconds, so they
-    are kept in the cache, and drawn again where it does not hold exactly what it should. They
-    depend on the seed alone, whatever JAX's flags say, but for the rounding of the version of JAX.
+    Each digit is there equally often, in random order. Making them takes a few seconds, so they
+    are kept in the cache, and made again where it does not hold exactly what it should. They
+    depend on the seed and the version of JAX alone, whose versions round a few pixels differently.
 
     >>> from jaxmnist.datasets import load_synthetic
     >>> train, test = load_synthetic(seed=0)
@@ -159,6 +149,7 @@ def load_synthetic(seed: int = 0) -> tuple[Dataset, Dataset]:
 
     Args:
         seed: 0 to 2**32 - 1.
+        say: called with a line before they are made.
 
     Returns:
         (train, test): images uint8 [n, 28, 28], white (255) on black (0), and labels int32 [n].
@@ -167,12 +158,12 @@ def load_synthetic(seed: int = 0) -> tuple[Dataset, Dataset]:
         ValueError: the seed is out of range.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"the seed of drawn digits must be from 0 to {2**32 - 1}, not {seed}")
+        raise ValueError(f"the seed of synthetic digits must be from 0 to {2**32 - 1}, not {seed}")
     name = f"synthetic-v{_VERSION}-{seed}"
-    # Versions of JAX round a few pixels differently: each trains on what it would draw itself.
-    made_from = f"drawn digits {_VERSION}, seed {seed}, JAX {jax.__version__}"
-    arrays = cache.load(name, _SPECS, made_from)
+    made_from = f"synthetic digits {_VERSION}, seed {seed}, JAX {jax.__version__}"
+    arrays = cache.load(name, ("images", "labels"), made_from)
     if arrays is None:
+        say("Making 70,000 synthetic digits: takes about 10 s, once")
         arrays = _draw_all(seed)
         cache.store(name, arrays, made_from)
     images, labels = arrays["images"], arrays["labels"]
@@ -180,18 +171,13 @@ def load_synthetic(seed: int = 0) -> tuple[Dataset, Dataset]:
 
 
 def _draw_all(seed: int) -> dict[str, np.ndarray]:
-    """Draw the 70,000 images of `seed` with JAX's flags at their defaults, on the CPU."""
-    with contextlib.ExitStack() as flags:
-        for flag in (
-            jax.threefry_partitionable(True),
-            jax.enable_x64(False),
-            jax.disable_jit(False),
-            jax.transfer_guard("allow"),
-            jax.debug_nans(False),
-        ):
-            flags.enter_context(flag)
+    """Draw the 70,000 images of `seed` on the CPU, whatever JAX's flags are."""
+    flags = (jax.threefry_partitionable(True), jax.enable_x64(False), jax.disable_jit(False))
+    with contextlib.ExitStack() as stack:
+        for flag in flags:
+            stack.enter_context(flag)
         with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave out the CPU
-            flags.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         # Not jax.random.key, which adds JAX_RANDOM_SEED_OFFSET to the seed.
         key = jax.random.wrap_key_data(jnp.array([0, seed], jnp.uint32), impl="threefry2x32")
         images, labels = _draw(key, added=seed == _ADDED_SEED)
@@ -199,13 +185,13 @@ def _draw_all(seed: int) -> dict[str, np.ndarray]:
 
 
 def add_synthetic(train: Dataset, count: int) -> Dataset:
-    """The training images, followed by `count` drawn digits of a seed that is kept for this.
+    """The training images, followed by `count` synthetic digits of a seed that is kept for this.
 
     They show what MNIST has little of, as a 1 with a flag or a foot.
     """
     if count == 0:
         return train
-    drawn = load_synthetic(_ADDED_SEED)[0]
-    images = np.concatenate([np.asarray(train.images), drawn.images[:count]])
-    labels = np.concatenate([np.asarray(train.labels), drawn.labels[:count]])
+    added = load_synthetic(_ADDED_SEED)[0]
+    images = np.concatenate([np.asarray(train.images), added.images[:count]])
+    labels = np.concatenate([np.asarray(train.labels), added.labels[:count]])
     return Dataset(images, labels)

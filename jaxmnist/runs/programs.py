@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxmnist import parallel
 from jaxmnist.data import Dataset
-from jaxmnist.datasets.load import Data
+from jaxmnist.datasets.mnist import Data
 from jaxmnist.datasets.synthetic import add_synthetic
 from jaxmnist.errors import JaxmnistError, NonFiniteLossError, UsageError
 from jaxmnist.evaluation import evaluate

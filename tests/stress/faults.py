@@ -31,7 +31,7 @@ from tests.stress.injection import Fault, child_environment, run_train
 
 CHILD = "from tests.stress.faults import run_disturbed; run_disturbed()"
 UNDISTURBED = -1
-LINE = re.compile("(Warning|WARNING|Note|train.py: error): |MNIST is neither|http|stopping as soon")
+LINE = re.compile("(Warning|WARNING|Note|train.py: error): |Downloading|Making|stopping as soon")
 
 
 class Row(NamedTuple):

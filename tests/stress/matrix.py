@@ -30,7 +30,7 @@ NO_USER = (
     " --inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
 )
 # What a script may print on stderr though it works; a line about lost output goes with code 1 too.
-REMARK = re.compile(r"Warning: |WARNING: |Note: |MNIST is neither|\S+\.py: error: ")
+REMARK = re.compile(r"Warning: |WARNING: |Note: |Downloading |Making |\S+\.py: error: ")
 LINE = re.compile(r"\S+\.py: error: |Warning: the output is lost: ")
 
 

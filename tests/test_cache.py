@@ -1,0 +1,62 @@
+"""The cache: what is stored is found again, and anything else is not there."""
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+from jaxmnist.datasets import cache
+
+KEYS = ("x", "y")
+ARRAYS = {"x": np.arange(4000, dtype=np.uint8), "y": np.arange(3, dtype=np.int32)}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_is_stored_is_found_again(place):
+    assert cache.load("it", KEYS) is None
+    assert cache.store("it", ARRAYS, "a") is None
+    for found in (cache.load("it", KEYS, "a"), cache.load("it", KEYS)):
+        np.testing.assert_equal(found, ARRAYS)
+    assert cache.load("it", KEYS, "b") is None
+    assert os.listdir(place) == ["it.npz"]
+
+
+def test_a_flipped_byte_is_seen_anywhere(place):
+    cache.store("it", ARRAYS, "a")
+    content = (place / "it.npz").read_bytes()
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        (place / "it.npz").write_bytes(damaged)
+        for found in filter(None, [cache.load("it", KEYS, "a")]):  # a date is no matter
+            np.testing.assert_equal(found, ARRAYS)
+
+
+def test_what_would_take_more_memory_than_mnist_or_run_code_is_refused(place):
+    place.mkdir()
+    packed = io.BytesIO()
+    np.save(packed, np.zeros(60_000_000, np.uint8))
+    with zipfile.ZipFile(place / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", packed.getvalue())
+    with pytest.raises(ValueError, match="larger than MNIST"):
+        cache.read_npz(place / "bomb.npz", ["x"])
+    np.savez(place / "code.npz", x=np.array([print]))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        cache.read_npz(place / "code.npz", ["x"])
+
+
+def test_where_nothing_can_be_stored_the_reason_is_told(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert "Not a directory; JAXMNIST_CACHE_DIR names" in cache.store("it", ARRAYS, "a")
+    for name in ("JAXMNIST_CACHE_DIR", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without a home
+    assert cache.store("it", ARRAYS, "a").startswith(f"{os.devnull}/no-home: ")

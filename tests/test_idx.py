@@ -1,0 +1,87 @@
+"""The four official files: found where people have them, read strictly."""
+
+import gzip
+import os
+import struct
+
+import numpy as np
+import pytest
+
+from jaxmnist.datasets.idx import FILES, find_idx, read_idx
+from jaxmnist.errors import DataError, DataNotFoundError
+
+NAMES = [name for name, _ in FILES.values()]
+HEADER = struct.pack(">3I", 2050, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "folder", ["", "raw", "MNIST/raw", "MNIST", "mnist", "mnist/raw", "archive"]
+)
+@pytest.mark.parametrize(
+    "rename",
+    [
+        str,
+        lambda name: f"{name}.gz",
+        lambda name: name.replace("-idx", ".idx"),
+        lambda name: name.upper().replace("-", "_"),
+        lambda name: f"{name}/{name.replace('-idx', '.idx')}",
+    ],
+)
+def test_layouts(tmp_path, folder, rename):
+    for name in NAMES:
+        path = tmp_path / folder / rename(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = find_idx(tmp_path)
+    assert list(found) == list(FILES)
+    assert all(path.is_file() for path in found.values())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for name in NAMES[:2]:
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r": t10k-images.*, t10k-labels.* is missing beside other"):
+        find_idx(tmp_path)
+
+
+def test_what_is_read_is_told_where_there_is_nothing(tmp_path):
+    for name in ("train.csv", "mnist.pkl.gz", "training.pt", "a.parquet"):
+        (tmp_path / name).touch()
+    for place, words in {
+        ".": r"found a\.parquet, mnist\.pkl\.gz, train\.csv, \.\.\.",
+        "train.csv": "is a file",
+        "nothing-here": "no such directory",
+    }.items():
+        with pytest.raises(DataNotFoundError, match=f"{words}; MNIST is read from its four IDX"):
+            find_idx(tmp_path / place)
+
+
+@pytest.mark.parametrize("name", ["array", "array.gz"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_what_a_file_holds_counts_and_not_its_suffix(tmp_path, name, pack):
+    (tmp_path / name).write_bytes(pack(HEADER + bytes(range(6))))
+    array = read_idx(tmp_path / name, (2, 3))
+    np.testing.assert_array_equal(array, np.arange(6, dtype=np.uint8).reshape(2, 3), strict=True)
+    array[0, 0] = 1  # the caller's
+
+
+PACKED = gzip.compress(HEADER + os.urandom(6))
+DAMAGES = {
+    "truncated": (PACKED[:-1], "the file is damaged"),
+    "checksum": (PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:], "the file is damaged"),
+    "deflate": (PACKED[:12] + b"\xff" + PACKED[13:], "the file is damaged"),
+    "empty": (b"", "not the header of 2 x 3 bytes"),
+    "type": (b"\0\0\x09" + HEADER[3:] + bytes(6), "not the header"),
+    "shape": (struct.pack(">3I", 2050, 3, 2) + bytes(6), "not the header"),
+    "short": (HEADER + bytes(5), "holds 17 of 18 bytes"),
+    "long": (HEADER + bytes(7), "holds more than 18 bytes"),
+    "bomb": (gzip.compress(HEADER + bytes(10**7)), "holds more than 18 bytes"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(tmp_path, damage):
+    content, words = DAMAGES[damage]
+    (tmp_path / "it").write_bytes(content)
+    with pytest.raises(DataError, match=f"/it: {words}.*; put the official file in its place$"):
+        read_idx(tmp_path / "it", (2, 3))
