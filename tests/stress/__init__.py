@@ -1,5 +1,4 @@
 """Programs that kill training runs, let their system calls fail, and damage the files they read.
 
-`python -m tests.stress.crash`, `.sweeps`, `.faults` and `.fuzz`, each with `--help`; `pytest -m
-slow` runs them in short.
+`python -m tests.stress.crash`, `.faults`, `.sweeps` and `.fuzz`, each with `--help`.
 """

@@ -1,218 +1,276 @@
-"""Damage files of every kind that the library reads, and see that it refuses or reads them right.
+"""Damage files of every kind that the library reads: each must be refused or read as it is.
 
-A file is good if it is accepted with what its bytes say, or refused with one of the library's own
-errors in one line, in 5 seconds and 1 GiB of memory, without a warning. Any other is kept.
+Refused is an error of the library's own in one line, in 5 seconds and 1 GiB, without a warning. A
+file that is accepted must give what a second reader finds in its bytes. File n of a kind depends on
+the seed and n alone. Each kind has a process of its own; files that fail, or kill it, are kept.
 """
 
-from __future__ import annotations
-
+import argparse
 import contextlib
-import dataclasses
-import multiprocessing
+import gzip
+import hashlib
+import io
+import json
 import random
+import re
 import resource
 import signal
+import struct
+import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import tyro
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save
 
+from jaxmnist import checkpoint
+from jaxmnist.datasets.idx import read_idx
 from jaxmnist.errors import JaxmnistError
-from tests.stress.fuzz_images import Images
-from tests.stress.fuzz_targets import Case, Checkpoints, Idx, Target, Weights
+from jaxmnist.predict import read_image
+from jaxmnist.weights import load_weights
 
-SECONDS = 5.0
-MEMORY = 2**30
-KEPT = 10  # files of a kind
-TARGETS: dict[str, type[Any]] = {
-    "idx": Idx,
-    "weights": Weights,
-    "checkpoints": Checkpoints,
-    "images": Images,
-}
+SECONDS, MEMORY = 5.0, 2**30
+SHAPE = (6, 4, 5)
+STATE = {"step": np.int32(7), "params": {"kernel": np.ones((2, 3)), "bias": np.ones(3, "f2")}}
+MARK = b'"jaxmnist_checkpoint":"{\\"sha256\\": \\"'
+NUMBERS = (0, 1, 2, 3, 8, 13, 127, 255, 256, 2**15, 2**31 - 1, 2**31, 2**32 - 1)
+TOKENS = (b'"F16"', b'"I32"', b'""', b'"\\u001b"', b"null", b"-1", b"0.5", b"9" * 5000, b"[[]]")
 
 
-@dataclasses.dataclass
-class Tally:
-    """What became of the files of one kind."""
+class Kind(NamedTuple):
+    """A kind of file."""
 
-    accepted: int = 0
-    refused: int = 0
-    failures: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    slowest: float = 0.0
-    peak: int = 0
-
-
-class TooSlowError(BaseException):
-    """Not an Exception, so that no reader can take it for an error in a file."""
+    files: int
+    originals: list[bytes]
+    edit: Callable[[random.Random, bytes], bytes]  # damage that a parser sees
+    read: Callable[[Path], Any]
+    is_right: Callable[[bytes, Any], bool]  # are these bytes read as this?
 
 
-def main(
-    idx: int = 100_000,
-    weights: int = 10_000,
-    checkpoints: int = 10_000,
-    images: int = 10_000,
-    seed: int = 0,
-    out: Path = Path("fuzz-failures"),
-) -> None:
-    """Damage files of every kind that the library reads; see that it refuses or reads them right.
-
-    Prints a Markdown table. Each kind has a process of its own.
-
-    Args:
-        idx: number of IDX files, raw and gzipped; 0 leaves a kind out.
-        weights: number of files of weights, as safetensors.
-        checkpoints: number of checkpoints.
-        images: number of pictures, most of them PNG.
-        seed: makes the files: file n of a kind depends on the seed and n alone.
-        out: directory for the files that are not read as they should be; made where there are any.
-    """
-    counts = {"idx": idx, "weights": weights, "checkpoints": checkpoints, "images": images}
-    print("| kind | files | accepted | refused | failed | slowest, ms | peak memory, MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    failed = False
-    for kind, count in counts.items():
-        if not count:
-            continue
-        tally = fuzz_in_child(kind, count, seed, out)
-        if tally.peak > MEMORY:
-            tally.failures.append((-1, f"took {tally.peak / 2**20:,.0f} MiB in all"))
-        print(
-            f"| {kind} | {count:,} | {tally.accepted:,} | {tally.refused:,} "
-            f"| {len(tally.failures):,} | {tally.slowest * 1e3:.1f} | {tally.peak / 2**20:.0f} |",
-            flush=True,
-        )
-        for n, why in tally.failures[:KEPT]:
-            print(f"{kind}, file {n} of seed {seed}: {why}", file=sys.stderr)
-        failed = failed or bool(tally.failures)
-    if failed:
-        sys.exit(1)
-
-
-def fuzz_in_child(kind: str, count: int, seed: int, out: Path) -> Tally:
-    """`fuzz` in another process, whose death is one more failure."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    current = spawn.RawValue("q", 0)
-    with tempfile.TemporaryDirectory() as place:
-        args = (kind, count, seed, out, Path(place), current, theirs)
-        child = spawn.Process(target=fuzz, args=args)
-        child.start()
-        theirs.close()
-        try:
-            return ours.recv()
-        except EOFError:
-            child.join()
-        finally:
-            child.kill()
-            child.join()
-    case = make_case(TARGETS[kind](), kind, seed, current.value)
-    kept = keep(case, kind, seed, current.value, out)
-    return Tally(
-        failures=[(current.value, f"the process died, exit code {child.exitcode}; {kept}")]
+def damage(rng: random.Random, content: bytes) -> bytes:
+    """Bits flipped, a part lost, repeated or zero, or something behind the end."""
+    a, b = sorted(rng.randint(0, len(content)) for _ in range(2))
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 8) if content else 0):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    zeros = content[:a] + bytes(b - a) + content[b:]
+    twice = content[:b] + content[a:]
+    longer = content + rng.randbytes(rng.choice((1, 8, 5000)))
+    return rng.choice(
+        (bytes(changed), content[:a], content[:a] + content[b:], zeros, twice, longer)
     )
 
 
-def fuzz(kind: str, count: int, seed: int, out: Path, place: Path, current: Any, pipe: Any) -> None:
-    """Make, read and judge the files in `place`; tell which is current, send the tally."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too
-    signal.signal(signal.SIGALRM, stop)
-    target, tally = TARGETS[kind](), Tally()
-    with limited_memory():
-        for n in range(count):
-            current.value = n
-            case = make_case(target, kind, seed, n)
-            path = place / case.name
-            path.write_bytes(case.content)
-            verdict, seconds = judge(target, path, case)
-            tally.slowest = max(tally.slowest, seconds)
-            tally.accepted += verdict == "accepted"
-            tally.refused += verdict == "refused"
-            if verdict not in ("accepted", "refused"):
-                where = keep(case, kind, seed, n, out) if len(tally.failures) < KEPT else ""
-                tally.failures.append((n, f"{verdict}; {where}"))
-    tally.peak = peak_memory()
-    pipe.send(tally)
+def edit_idx(rng: random.Random, content: bytes) -> bytes:
+    """Another magic number or size, and perhaps packed."""
+    at = rng.randrange(0, 16, rng.choice((1, 4)))
+    content = content[:at] + struct.pack(">I", rng.choice(NUMBERS)) + content[at + 4 :]
+    content += bytes(10_000_000) if rng.random() < 0.01 else b""
+    return gzip.compress(content, 1, mtime=0) if rng.random() < 0.5 else content
 
 
-def make_case(target: Target, kind: str, seed: int, n: int) -> Case:
-    """The n-th damaged file of this kind and seed."""
-    return target.make(random.Random(f"{kind} {seed} {n}"))
+def edit_header(rng: random.Random, content: bytes) -> bytes:
+    """Another number or string in the JSON that begins a safetensors file, or another length."""
+    length = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + length], content[8 + length :]
+    if found := list(re.finditer(rb'-?\d+|"[^"\\]*"', header)):
+        token = rng.choice(found)
+        new = rng.choice((*TOKENS, str(rng.choice(NUMBERS)).encode(), rng.choice(found)[0]))
+        header = header[: token.start()] + new + header[token.end() :]
+    length = rng.choice((*NUMBERS, 2**63)) if rng.random() < 0.1 else len(header)
+    return struct.pack("<Q", length) + header + data
 
 
-def judge(target: Target, path: Path, case: Case) -> tuple[str, float]:
-    """The word accepted, refused, or what is wrong; and the seconds that reading took."""
-    result, began = None, time.perf_counter()
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        try:
-            result, verdict = target.read(path, case), "accepted"
-        except BaseException as error:  # a panic in Rust is no Exception
-            verdict = judge_error(error)
+def edit_checkpoint(rng: random.Random, content: bytes) -> bytes:
+    """An edited header, in half of the files with the right checksum."""
+    content = edit_header(rng, content)
+    return with_checksum(content) if rng.random() < 0.5 else content
+
+
+def with_checksum(content: bytes) -> bytes:
+    at = content.find(MARK) + len(MARK)
+    zeroed = content[:at] + b"0" * 64 + content[at + 64 :]
+    digest = hashlib.sha256(zeroed).hexdigest().encode()
+    return content[:at] + digest + content[at + 64 :] if at >= len(MARK) else content
+
+
+def edit_png(rng: random.Random, content: bytes) -> bytes:
+    """A chunk of a PNG damaged, or one that unpacks to 10 MB added, with right checksums."""
+    chunks, at = [], 8
+    while content.startswith(b"\x89PNG") and at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
+        at += 12 + size
+    if not chunks:
+        return damage(rng, content)
+    k, bomb = rng.randrange(len(chunks)), b"key\0\0" + zlib.compress(bytes(10_000_000), 9)
+    kind, data = chunks[k]
+    if kind == b"IHDR" and rng.random() < 0.7:
+        side = struct.pack(">I", rng.choice((*NUMBERS, 20_000, 100_000)))
+        data = rng.choice((side + data[4:], data[:4] + side + data[8:], damage(rng, data)))
+    elif kind == b"IDAT" and rng.random() < 0.5:
+        with contextlib.suppress(zlib.error):  # it may be damaged already
+            data = zlib.compress(damage(rng, zlib.decompress(data)))
+    else:
+        data = damage(rng, data)
+    extra = (rng.choice((b"zTXt", b"iCCP", b"acTL", b"eXIf", b"PLTE", b"IEND")), bomb)
+    chunks[k : k + 1] = rng.choice(([(kind, data)], [(kind, data)], [chunks[k]] * 2, [extra]))
+    return content[:8] + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def pictures() -> list[bytes]:
+    """The same digit in Pillow's common formats."""
+    grey = np.full((40, 32), 230, np.uint8)
+    grey[6:34, 14:18] = grey[6:10, 8:18] = 20
+    files = []
+    modes = ["L", "RGB", "P", "1", "I;16", "RGBA", "LA"]
+    for kind, mode in [
+        *(("PNG", mode) for mode in modes),
+        ("JPEG", "L"),
+        ("GIF", "P"),
+        ("BMP", "L"),
+    ]:
+        Image.fromarray(grey).convert(mode).save(buffer := io.BytesIO(), kind)
+        files.append(buffer.getvalue())
+    return files
+
+
+def saved_checkpoint() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        return checkpoint.save(directory, STATE, step=7, config={"hidden": [2, 3]}).read_bytes()
+
+
+def is_idx(content: bytes, array: np.ndarray) -> bool:
+    raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    return raw == struct.pack(">4I", 0x803, *SHAPE) + array.tobytes() and array.shape == SHAPE
+
+
+def is_weights(content: bytes, params: Any) -> bool:
+    """The arrays that the header's JSON names, as float32; weights have no checksum."""
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    header.pop("__metadata__", None)
+    found = {
+        f"{2 * int(layer.removeprefix('linear_'))}.{leaf}": array
+        for layer, leaves in params["params"].items()
+        for leaf, array in leaves.items()
+    }
+    return header.keys() == found.keys() and all(
+        (entry["dtype"], entry["shape"]) == ("F32", list(found[name].shape))
+        and data[slice(*entry["data_offsets"])] == found[name].tobytes()
+        for name, entry in header.items()
+    )
+
+
+def is_picture(_: bytes, image: np.ndarray) -> bool:
+    return (image.shape, image.dtype) == ((28, 28), np.uint8) and image.max() > 0
+
+
+def kinds() -> dict[str, Kind]:
+    rng = np.random.default_rng(0)
+    shapes = {"0.weight": (4, 6), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
+    weights = save({name: rng.random(shape, np.float32) for name, shape in shapes.items()})
+    idx = struct.pack(">4I", 0x803, *SHAPE) + rng.bytes(120)
+    packed = [idx, gzip.compress(idx, 1, mtime=0)]
+    return {
+        "idx": Kind(100_000, packed, edit_idx, lambda path: read_idx(path, SHAPE), is_idx),
+        "weights": Kind(10_000, [weights], edit_header, load_weights, is_weights),
+        "checkpoints": Kind(
+            10_000,
+            [saved_checkpoint()],
+            edit_checkpoint,
+            lambda path: checkpoint.load(path, STATE),
+            lambda content, _: with_checksum(content) == content,
+        ),
+        "pictures": Kind(10_000, pictures(), edit_png, read_image, is_picture),
+    }
+
+
+def make(name: str, kind: Kind, seed: int, n: int) -> bytes:
+    """The n-th file of this kind and seed; one in 50 is whole."""
+    rng = random.Random(f"{name} {seed} {n}")
+    content = rng.choice(kind.originals)
+    for _ in range(rng.choice((1, 1, 2, 3)) if rng.random() < 0.98 else 0):
+        content = rng.choice((damage, kind.edit))(rng, content)
+    return content
+
+
+def judge(kind: Kind, path: Path, content: bytes) -> str:
+    """The word accepted, refused, or what is wrong."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"took more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = kind.read(path)
         signal.setitimer(signal.ITIMER_REAL, 0)
-    seconds = time.perf_counter() - began
-    if warned:
-        verdict = f"warns: {warned[0].message}"
-    elif verdict == "accepted":
-        try:
-            if not target.is_right(case, result):
-                verdict = "accepted, but not as it is"
-        except Exception as error:  # the second reading finds nothing that could be right
-            verdict = f"accepted, but {type(error).__name__}: {error}"
-    return verdict, seconds
-
-
-def judge_error(error: BaseException) -> str:
-    """The word refused, or what is wrong with this error."""
-    if not isinstance(error, JaxmnistError):
+        return "accepted" if kind.is_right(content, result) else "accepted, but not as it is"
+    except JaxmnistError as error:
+        if isinstance(error.__cause__, MemoryError | Warning | TimeoutError):
+            return f"{type(error.__cause__).__name__}: {error.__cause__}"
+        return "refused" if str(error).isprintable() else f"not one line: {str(error)!r}"
+    except BaseException as error:  # a panic in Rust is no Exception
         return f"{type(error).__name__}: {error}"
-    if isinstance(error.__cause__, MemoryError):
-        return f"took more than {MEMORY / 2**20:,.0f} MiB"
-    if not str(error).isprintable():
-        return f"the message is not one printable line: {str(error)!r}"
-    return "refused"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-def keep(case: Case, kind: str, seed: int, n: int, out: Path) -> str:
-    """Write the file where a person finds it, and say where that is."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{kind}-{seed}-{n}-{case.name}"
-    path.write_bytes(case.content)
-    return f"kept as {path}"
+def fuzz(name: str, files: int | None, seed: int, out: Path) -> bool:
+    """Make, read and judge the files of a kind; print its row; are all good?"""
+    kind = kinds()[name]
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
+    tally = {"accepted": 0, "refused": 0, "failed": 0}
+    for n in range(kind.files if files is None else files):
+        content, path = make(name, kind, seed, n), out / f"{name}-{seed}-{n}"
+        path.write_bytes(content)
+        verdict = judge(kind, path, content)
+        tally[verdict if verdict in tally else "failed"] += 1
+        if verdict in tally:
+            path.unlink()
+        else:
+            print(f"{path}: {verdict}", file=sys.stderr)
+    cells = [name, *(f"{count:,}" for count in (sum(tally.values()), *tally.values()))]
+    print(f"| {' | '.join(cells)} |", flush=True)
+    return not tally["failed"]
 
 
-def stop(*_: object) -> None:
-    """End a case that takes too long."""
-    raise TooSlowError(f"took more than {SECONDS} s")
-
-
-@contextlib.contextmanager
-def limited_memory() -> Iterator[None]:
-    """Within it the process can take only MEMORY more, where the system tells what it has."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def peak_memory() -> int:
-    """Most bytes that this process has held."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kind", choices=kinds(), help="one kind, in this process")
+    parser.add_argument("--files", type=int, help="number of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("fuzz-failures"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.kind:
+        sys.exit(not fuzz(options.kind, options.files, options.seed, options.out))
+    print(
+        "| kind | files | accepted | refused | failed |\n| --- | --- | --- | --- | --- |",
+        flush=True,
+    )
+    command = [sys.executable, "-m", "tests.stress.fuzz", *sys.argv[1:], "--kind"]
+    ended = {name: subprocess.run([*command, name]).returncode for name in kinds()}
+    for name in (name for name, code in ended.items() if code < 0):
+        print(
+            f"{name}: the process died with code {ended[name]}; its file is kept", file=sys.stderr
+        )
+    sys.exit(any(ended.values()))
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()
