@@ -1,32 +1,45 @@
 """A long run holds no more at its end than at its beginning."""
 
-import json
-import subprocess
+import io
+import os
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from tests.helpers import ROOT, TRAIN
-
-COMMAND = [sys.executable, ROOT / "tests" / "long_run.py", TRAIN]
+STATM = Path("/proc/self/statm")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to see memory in")
+@pytest.mark.skipif(not STATM.exists(), reason="no /proc to see memory in")
 @pytest.mark.parametrize("epochs", [200, pytest.param(2000, marks=pytest.mark.stress)])
-def test_nothing_grows(tmp_path, epochs):
-    options = ["--dataset", "synthetic", "--out", tmp_path / "out", "--epochs", str(epochs)]
-    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    told = [json.loads(line) for line in done.stdout.splitlines() if line[0:1] == "{"]
+def test_nothing_grows(script, few_digits, tmp_path, monkeypatch, epochs):
+    """Memory in pages, open files, and programs compiled, as each epoch's line is printed."""
+    told, compiled, out = [], [], tmp_path / "out"
+
+    class Told(io.StringIO):
+        def write(self, text):
+            if text.startswith("Epoch "):
+                pages = int(STATM.read_text().split()[1])
+                told.append((pages, len(os.listdir("/proc/self/fd")), len(compiled)))
+
+    def listen(event, seconds, **options):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    monkeypatch.setattr(sys, "stdout", Told())
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    done = script("train.py", "--dataset", "synthetic", "--out", out, "--epochs", epochs)
+    assert done == (0, "", "")
     assert len(told) == epochs
-    before, after = told[9], told[10:]
-    assert max(line["memory"] for line in after) < 1.05 * before["memory"]
+    (pages, files, programs), *after = told[9:]
+    assert programs
+    assert max(line[0] for line in after) < 1.05 * pages
     # One more while a checkpoint is being written, or two: the file and its directory.
-    assert max(line["files"] for line in after) <= min(line["files"] for line in told) + 2
-    assert [line["traced"] for line in told] == [1] * epochs
-    kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert max(line[1] for line in after) <= files + 2
+    assert {line[2] for line in after} == {programs}
+    kept = sorted(path.name for path in out.glob("checkpoint-*"))
     assert len(kept) == 3
-    assert kept[-1] == f"checkpoint-{10 * epochs:08}.safetensors"
-    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == epochs
+    assert kept[-1] == f"checkpoint-{16 * epochs:08}.safetensors"
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == epochs
