@@ -14,17 +14,16 @@ from tests.servers import Stall, flip_a_bit, reset, send, send_file, serving
 
 
 @pytest.fixture
-def files(monkeypatch, tmp_path):
-    """A directory with four files, in whose place these are registered."""
+def files(monkeypatch, blank_dir):
+    """A directory with the blank files, which are registered in the place of MNIST's."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     table = {}
     for name, (file, _) in FILES.items():
-        content = file.encode() * 10_000
-        (tmp_path / f"{file}.gz").write_bytes(content)
+        content = (blank_dir / f"{file}.gz").read_bytes()
         table[name] = (len(content), hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(download, "registered", lambda: table)
-    return tmp_path
+    return blank_dir
 
 
 @pytest.fixture
@@ -48,8 +47,8 @@ def test_the_installed_tfds_registers_the_files():
 def test_the_next_mirror_is_asked_where_one_fails(files, capfd):
     lines = []
     with serving(flip_a_bit(files)) as bad, serving(send_file(files)) as good:
-        contents = download.fetch(lines.append, (bad, good), timeout=60.0)
-    assert contents == {name: file.encode() * 10_000 for name, (file, _) in FILES.items()}
+        arrays = download.fetch(lines.append, (bad, good), timeout=60.0)
+    assert [array.shape for array in arrays.values()] == [shape for _, shape in FILES.values()]
     assert lines == [f"Downloading MNIST (11.6 MB) from {url[7:-1]}" for url in (bad, good)]
     assert capfd.readouterr() == ("", "")
 
@@ -72,26 +71,28 @@ def send_without_end(handler):
     ],
 )
 def test_other_answers_are_refused(files, get, says):
-    with serving(get) as url, pytest.raises(DataNotFoundError, match=f"^{says}"):
+    with serving(get) as url, pytest.raises(DataNotFoundError, match=rf"downloaded \({says}"):
         download.fetch(mirrors=[url], timeout=60.0)
 
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_server_that_stalls_is_given_up(files, stall, silent):
-    get = (lambda handler: stall.over.wait()) if silent else stall
-    with serving(get) as url, pytest.raises(DataNotFoundError, match="Timeout"):
+    with (
+        serving((lambda _: stall.over.wait()) if silent else stall) as url,
+        pytest.raises(DataNotFoundError, match="Timeout"),
+    ):
         download.fetch(mirrors=[url], timeout=0.5)
 
 
 def test_a_name_lookup_that_hangs_is_given_up(files, monkeypatch, stall):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stall.over.wait())
-    with pytest.raises(DataNotFoundError, match=r"^TimeoutError$"):
+    with pytest.raises(DataNotFoundError, match=r"\(TimeoutError\); name"):
         download.fetch(mirrors=["http://a.invalid/", "http://b.invalid/"], timeout=0.2)
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it(files, stall, sigint):
-    program = "import sys; from jaxmnist.datasets import download as d; d.fetch(mirrors=sys.argv[1:], timeout=99)"
+    program = "import sys; from jaxmnist.datasets.download import *; fetch(mirrors=sys.argv[1:])"
     with (
         serving(stall) as url,
         subprocess.Popen([sys.executable, "-c", program, url], stderr=subprocess.PIPE) as process,

@@ -14,19 +14,15 @@ NAMES = [name for name, _ in FILES.values()]
 HEADER = struct.pack(">3I", 2050, 2, 3)
 
 
-@pytest.mark.parametrize(
-    "folder", ["", "raw", "MNIST/raw", "MNIST", "mnist", "mnist/raw", "archive"]
-)
-@pytest.mark.parametrize(
-    "rename",
-    [
-        str,
-        lambda name: f"{name}.gz",
-        lambda name: name.replace("-idx", ".idx"),
-        lambda name: name.upper().replace("-", "_"),
-        lambda name: f"{name}/{name.replace('-idx', '.idx')}",
-    ],
-)
+FOLDERS = ["", "raw", "MNIST/raw", "MNIST", "mnist", "mnist/raw", "archive"]
+
+
+def dotted(name):
+    return name.replace("-idx", ".idx")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("rename", [str, "{}.gz".format, dotted, lambda n: f"{n}/{dotted(n)}"])
 def test_layouts(tmp_path, folder, rename):
     for name in NAMES:
         path = tmp_path / folder / rename(name)
@@ -38,7 +34,7 @@ def test_layouts(tmp_path, folder, rename):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    for name in NAMES[:2]:
+    for name in ("TRAIN_IMAGES_IDX3_UBYTE", "train labels idx1 ubyte.gz"):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=r": t10k-images.*, t10k-labels.* is missing beside other"):
         find_idx(tmp_path)
@@ -47,11 +43,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_what_is_read_is_told_where_there_is_nothing(tmp_path):
     for name in ("train.csv", "mnist.pkl.gz", "training.pt", "a.parquet"):
         (tmp_path / name).touch()
-    for place, words in {
-        ".": r"found a\.parquet, mnist\.pkl\.gz, train\.csv, \.\.\.",
-        "train.csv": "is a file",
-        "nothing-here": "no such directory",
-    }.items():
+    found = r"found a\.parquet, mnist\.pkl\.gz, train\.csv, \.\.\."
+    for place, words in ((".", found), ("train.csv", "is a file"), ("none", "no such directory")):
         with pytest.raises(DataNotFoundError, match=f"{words}; MNIST is read from its four IDX"):
             find_idx(tmp_path / place)
 
@@ -70,7 +63,6 @@ DAMAGES = {
     "truncated": (PACKED[:-1], "the file is damaged"),
     "checksum": (PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:], "the file is damaged"),
     "deflate": (PACKED[:12] + b"\xff" + PACKED[13:], "the file is damaged"),
-    "empty": (b"", "not the header of 2 x 3 bytes"),
     "type": (b"\0\0\x09" + HEADER[3:] + bytes(6), "not the header"),
     "shape": (struct.pack(">3I", 2050, 3, 2) + bytes(6), "not the header"),
     "short": (HEADER + bytes(5), "holds 17 of 18 bytes"),

@@ -14,7 +14,6 @@ from jaxmnist.datasets.tfds import data_dir, find_prepared, read_prepared, store
 from jaxmnist.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)
-FORMATS = ["tfrecord", "array_record"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ def write(path: Path, records: list[bytes]) -> None:
     writer.close()
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=["tfrecord", "array_record"])
 def prepared(request, tmp_path):
     """A copy as TFDS lays it out: its own order, two shards of the first split."""
     directory = tmp_path / "mnist" / "3.0.1"
@@ -104,18 +103,14 @@ def test_what_is_no_prepared_copy(tmp_path, monkeypatch):
 def test_damage_is_named(prepared):
     shard = sorted(prepared.iterdir())[-1]
     content = shard.read_bytes()
-    colour, large = np.zeros((28, 28, 3), np.uint8), np.zeros((28, 29), np.uint8)
     half = len(content) // 2
     for bad in (content[:half], content[:half] + content[half + 100 :], content[:5]):
         shard.write_bytes(bad)
         with pytest.raises(DataError, match=rf"{shard.name}: damaged \(.*; delete the directory"):
             read_prepared(prepared)
-    for records, words in (
-        ([example_of(colour, 1)], r"not a PNG of 28x28 grey pixels\)"),
-        ([example_of(large, 1)], r"not a PNG of 28x28 grey pixels\)"),
-    ):
-        write(shard, records)
-        with pytest.raises(DataError, match=rf"{shard.name}: damaged \(.*{words}"):
+    for shape in ((28, 28, 3), (28, 29)):
+        write(shard, [example_of(np.zeros(shape, np.uint8), 1)])
+        with pytest.raises(DataError, match=rf"{shard.name}: damaged \(.*a PNG of 28x28 grey"):
             read_prepared(prepared)
     shard.unlink()
     with pytest.raises(DataError, match=r"3\.0\.1: 3 of 6 train images are missing; delete"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import io
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jaxmnist.datasets.idx import FILES
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxmnist.datasets.idx import FILES, parse_idx
 from jaxmnist.errors import DataError, DataNotFoundError
 
 # The address from which TFDS takes MNIST, under which it registers the checksums; torchvision's.
@@ -35,8 +39,8 @@ def fetch(
     say: Callable[[str], object] = lambda line: None,
     mirrors: Sequence[str] = MIRRORS,
     timeout: float = 5.0,
-) -> dict[str, bytes]:
-    """Download MNIST's four files, 11.6 MB, and return their bytes by the arrays' names.
+) -> dict[str, UInt8[np.ndarray, "..."]]:
+    """Download MNIST's four files, 11.6 MB, and return their arrays by name.
 
     Nothing is written, and nothing is returned before all four have matched their checksums.
 
@@ -53,13 +57,18 @@ def fetch(
     for mirror in mirrors:
         say(f"Downloading MNIST (11.6 MB) from {urlsplit(mirror).netloc}")
         try:
-            return {
-                name: _fetch(f"{mirror}{FILES[name][0]}.gz", size, checksum, timeout)
-                for name, (size, checksum) in registered().items()
-            }
+            arrays = {}
+            for name, (size, checksum) in registered().items():
+                file, shape = FILES[name]
+                content = _fetch(f"{mirror}{file}.gz", size, checksum, timeout)
+                arrays[name] = parse_idx(io.BytesIO(content), file, shape)
+            return arrays
         except Exception as error:  # requests, urllib3, ssl and socket: each has its own
             reasons[str(error) if isinstance(error, DataError) else type(error).__name__] = 1
-    raise DataNotFoundError(", ".join(reasons))
+    raise DataNotFoundError(
+        f"MNIST cannot be downloaded ({', '.join(reasons)}); "
+        "name a directory that has it with --data-dir or JAXMNIST_DATA_DIR"
+    )
 
 
 def _fetch(url: str, size: int, checksum: str, timeout: float) -> bytes:

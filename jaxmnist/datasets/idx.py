@@ -29,7 +29,6 @@ _ARRAYS = {file: name for name, (file, _) in FILES.items()}
 # Where people have them below the directory that they name: torchvision's layout, seen from each of
 # its levels, and what unpacking an archive makes.
 _FOLDERS = ("", "raw", "MNIST/raw", "MNIST", "mnist", "mnist/raw", "archive")
-_UINT8 = 8
 _ADVICE = "put the official file in its place"
 
 
@@ -87,7 +86,7 @@ def parse_idx(file: BinaryIO, name: str, shape: tuple[int, ...]) -> UInt8[np.nda
 
     No more than the array and one byte is read, whatever the file claims or decompresses to.
     """
-    header = struct.pack(f">{1 + len(shape)}I", _UINT8 << 8 | len(shape), *shape)
+    header = struct.pack(f">{1 + len(shape)}I", 0x800 | len(shape), *shape)  # 8 is uint8
     size = len(header) + math.prod(shape)
     # By its content: some browsers unpack a download and leave it its name.
     is_gzip = file.read(2) == b"\x1f\x8b"

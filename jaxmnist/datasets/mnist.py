@@ -4,7 +4,6 @@ Wherever it is from, the arrays must have the same checksum, so a seed trains th
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from jaxmnist.data import Dataset
 from jaxmnist.datasets import cache, download, synthetic, tfds
-from jaxmnist.datasets.idx import FILES, find_idx, parse_idx, read_idx
+from jaxmnist.datasets.idx import FILES, find_idx, read_idx
 from jaxmnist.errors import DataError, DataNotFoundError, UsageError
 
 Arrays = Mapping[str, np.ndarray]
@@ -59,7 +58,6 @@ def load_mnist(directory: str | os.PathLike[str] | None = None) -> tuple[Dataset
         DataNotFoundError: it is nowhere, or not in the directory that was named.
         DataError: something was found, but it is damaged, incomplete or not MNIST, or the
             directory that was named cannot be read.
-        UsageError: the directory's name is empty.
     """
     found = load_data("mnist", directory)
     return found.train, found.test
@@ -95,7 +93,7 @@ def load_data(
     Raises:
         DataNotFoundError: MNIST is nowhere, and nothing else may be taken.
         DataError: MNIST was found, but it is damaged, incomplete or cannot be read.
-        UsageError: a directory is given for synthetic digits, or its name is empty.
+        UsageError: a directory is given for synthetic digits.
         ValueError: another dataset, or the seed is out of range.
     """
     if dataset not in ("auto", "mnist", "synthetic"):
@@ -104,9 +102,7 @@ def load_data(
         raise UsageError("a data directory is for MNIST: the synthetic digits read no files")
     missing = None
     if dataset != "synthetic":
-        if directory is not None and not os.fspath(directory):
-            raise UsageError("the name of the data directory is empty")
-        named = directory or os.environ.get("JAXMNIST_DATA_DIR")
+        named = os.environ.get("JAXMNIST_DATA_DIR") if directory is None else directory
         try:
             return _from_named(Path(os.path.expanduser(named)), say) if named else _search(say)
         except DataNotFoundError as error:
@@ -137,18 +133,7 @@ def _search(say: Say) -> Data:
     cached = cache.load("mnist", FILES)
     if cached is not None and _is_mnist(cached):
         return _data(cached, f"{cache.cache_dir()} (cache of an earlier run)")
-    try:
-        files = download.fetch(say)
-    except DataNotFoundError as error:
-        raise DataNotFoundError(
-            f"no MNIST on this machine, no download ({error}); "
-            "name its directory with --data-dir or JAXMNIST_DATA_DIR"
-        ) from error
-    return _through_cache("a download", [], lambda: _parse(files), say)
-
-
-def _parse(files: Mapping[str, bytes]) -> Arrays:
-    return {name: parse_idx(io.BytesIO(files[name]), name, FILES[name][1]) for name in FILES}
+    return _through_cache("a download", [], lambda: download.fetch(say), say)
 
 
 def _from_directory(directory: Path, say: Say) -> Data:
@@ -172,8 +157,6 @@ def _from_directory(directory: Path, say: Say) -> Data:
 def _read_keras(path: Path) -> Arrays:
     try:
         return dict(zip(FILES, cache.read_npz(path, _KERAS_NAMES).values(), strict=True))
-    except PermissionError:
-        raise
     except Exception as error:  # zipfile and NumPy raise a dozen kinds of error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{path}: not Keras's mnist.npz, or damaged ({reason})") from error

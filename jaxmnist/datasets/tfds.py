@@ -44,8 +44,7 @@ def read_prepared(directory: Path) -> dict[str, UInt8[np.ndarray, "..."]]:
         [10000, 28, 28] and `test_labels` [10000].
 
     Raises:
-        DataError: something is missing or damaged.
-        OSError: a file cannot be read.
+        DataError: something is missing or damaged, or cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
     for split, count in _SPLITS.items():
@@ -56,8 +55,6 @@ def read_prepared(directory: Path) -> dict[str, UInt8[np.ndarray, "..."]]:
                 for record in _records(shard, len(order)):
                     index = order.pop()
                     images[index], labels[index] = _decode(record)
-            except PermissionError:
-                raise
             except Exception as error:  # protobuf, Pillow and array_record: each has its own
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise DataError(f"{shard}: damaged ({reason}); {_ADVICE}") from error
