@@ -1,4 +1,4 @@
-"""What every script does around its work: options in, one clear line and an exit code out.
+"""What every script does around its work: options in, an exit code and at most one line of error.
 
 A script puts its own directory on `sys.path`, so that it also runs under `python -P`, `-I` and
 `-m scripts.NAME`, and then imports this before anything that takes long, so that Ctrl-C is one
@@ -7,60 +7,98 @@ line. Its `main(options)` imports jaxmnist itself, since `--help` must not wait 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 
+for _stream in ("stdin", "stdout", "stderr"):  # or the next file that is opened gets its number
+    if getattr(sys, _stream) is None:
+        setattr(sys, _stream, open(os.devnull, "r" if _stream == "stdin" else "w"))  # noqa: SIM115
 
-def _fail(message: str, code: int) -> int:
-    # An option's value or a file's name may hold what would do something to the terminal.
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End the process with one line on stderr; what could act on a terminal is escaped."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    text = f"{os.path.basename(sys.argv[0])}: error: {line}\n"
+    with contextlib.suppress(OSError):  # there may be nobody to tell
+        os.write(2, text.encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
+    sys.exit(code)
+
+
+def _interrupted(*_: object) -> None:
     try:
-        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: error: {line}\n")
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass  # there is nobody to tell
-    return code
-
-
-def _exit_interrupted(*_: object) -> None:
-    """End at once: with threads of XLA at work the interpreter crashes on its way out."""
-    sys.stderr = sys.__stderr__  # while the options are parsed it is another
-    os._exit(_fail("interrupted", 130))
+        fail("interrupted")
+    finally:
+        os._exit(130)  # with threads of XLA at work Python itself crashes on its way out
 
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _exit_interrupted)  # `run` gives it back
+    signal.signal(signal.SIGINT, _interrupted)
 
 import argparse
-import atexit
-import contextlib
+import dataclasses
 import difflib
-import gc
-import io
-import itertools
-import logging
+import inspect
 import re
 import shlex
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
-
-from _output import CLOSED, Stream
-
-if os.environ.get("NO_COLOR"):
-    os.environ["PYTHON_TYRO_ANSI_CODES"] = "False"
-try:
-    import tyro
-except ModuleNotFoundError as missing:
-    sys.exit(f"error: {missing.name} is not installed for this Python; see Install in README.md")
+from types import UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
-UNUSABLE = ("jax_disable_jit", "jax_no_tracing", "jax_no_execution", "jax_transfer_guard")
+Field = dataclasses.Field
+Recipes = Mapping[str, Mapping[str, Any]]
 ROOT = Path(__file__).resolve().parent.parent
+# What the value of an option is called in the help and in an error, by its type.
+KINDS = {
+    int: ("N", "a whole number"),
+    float: ("X", "a number"),
+    str: ("TEXT", "a text"),
+    Path: ("PATH", "a path"),
+}
+
 # Optional packages, and the extra that brings each.
 EXTRAS = {"jinja2": "plots", "matplotlib": "plots", "tensorboard": "tensorboard"}
+# Flags of JAX with which nothing can be compiled ahead.
+UNUSABLE = ("jax_disable_jit", "jax_no_tracing", "jax_no_execution", "jax_transfer_guard")
+NEGATIVE_NUMBER = re.compile(r"-(\.?\d|inf|nan)")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    check: Callable[[Any], str | None] | None = None,
+    *,
+    metavar: str | None = None,
+    positional: bool = False,
+    changes_run: bool = True,
+    also: str = "",
+) -> Any:
+    """A field of a dataclass of options; one without a default must be given.
+
+    Args:
+        default: the value where neither the command line nor the recipe names it.
+        help: what it does, for the user; where the default is True, what `--no-...` does.
+        check: of a value, or each of a tuple's: what it must be, such as "at least 1", or None.
+        metavar: what stands for the value in the help.
+        positional: it is given without its name.
+        changes_run: with another value a run has other numbers.
+        also: other names, which people try; this option is suggested then.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Training:
+        ...     epochs: int = option(5, "Passes over the images.", at_least(1), also="epoch")
+    """
+    about = {"help": help, "check": check, "metavar": metavar, "positional": positional}
+    return dataclasses.field(
+        default=default, metadata={**about, "changes_run": changes_run, "also": also}
+    )
 
 
 def run(
@@ -68,173 +106,268 @@ def run(
     options_type: type[Options],
     description: str | None,
     *,
-    result_on_stdout: bool = False,
-    recipes: Mapping[str, Options] | None = None,
+    recipes: Recipes | None = None,
 ) -> NoReturn:
     """Parse the command line into an `options_type`, call `main` with it and exit.
 
-    With `recipes`, what --recipe names takes the place of the defaults. Within `main` a print
-    cannot fail: what the output's encoding lacks is escaped, and where stdout or stderr is closed
-    or on a full disk the work goes on; with `result_on_stdout`, of a script that has no other
-    result, the code is then 1.
-
-    The code is 0 when done, 2 for wrong usage, 128 + its number for a signal and 1 for every other
-    error that a user can cause; each error is one line. Errors that are ours keep their traceback.
+    A recipe is other defaults, by the options' names. The code is 0 when done, 2 for wrong usage,
+    130 after Ctrl-C and 1 for every other error that a user, a file, the disk or the environment
+    can cause. Each of these is one line; errors that are ours keep their traceback.
     """
-    gc.disable()  # importing JAX makes a million objects and no garbage; looking for it takes 0.1 s
-    # XLA calls its own way of tuning for some processors unsupported whenever it loads a program
-    # that it compiled and cached on this very machine, in a page of text each (level 2, an error).
-    # 1 is what JAX itself exports to child processes.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
+    # XLA prints a page about the processor for each program that it loads from the cache, as an
+    # error (level 2). 1 is what JAX itself exports to child processes.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    for number in (0, 1, 2):  # or the next file that is opened would be taken for one of them
-        with contextlib.suppress(OSError):
-            os.fstat(number)
-            continue
-        os.open(os.devnull, os.O_RDWR)
-    stderr = Stream(sys.stderr, 2)
-    stdout = Stream(sys.stdout, 1, notices=stderr)
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        try:
-            _run(main, _parse(options_type, description or "", recipes or {}))
-            stdout.flush()
-        except KeyboardInterrupt:
-            _exit_interrupted()
-        except BrokenPipeError:  # whoever read our output has gone, as with `| head`
-            stdout.give_up()
-            sys.exit(1)
-        except Exception as error:
-            sys.exit(_explain(error))
-    gc.freeze()  # nor is there any to be found in all that when the interpreter ends
-    sys.exit(1 if result_on_stdout and stdout.lost not in (None, CLOSED) else 0)
-
-
-def _run(main: Callable[[Options], None], options: Options) -> None:
     try:
-        import jax  # noqa: F401
+        options = parse(sys.argv[1:], options_type, description or "", recipes or {})
+        if options:
+            _start_jax()
+            main(options)
+        sys.stdout.flush()
+    except Exception as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try once more at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as `| head`
+            sys.exit(1)
+        _explain(error)
+    sys.exit(0)
+
+
+def _start_jax() -> None:
+    try:
+        import jax
     except (TypeError, ValueError) as error:  # a flag of JAX in the environment has such a value
-        sys.exit(_fail(f"JAX does not start: {error}", 1))
-    import jaxmnist  # noqa: F401  (in the middle of an import a KeyboardInterrupt breaks things)
-
-    gc.freeze()
-    gc.enable()
-    if signal.getsignal(signal.SIGINT) is _exit_interrupted:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.unraisablehook = _interrupt_later
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home without room for its cache
-    _check_flags()
-    main(options)
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done, let it end
-
-
-def _check_flags() -> None:
-    """Raise a JaxmnistError where a flag of JAX lets no script work, since they compile ahead."""
-    import jax
-
-    from jaxmnist.errors import JaxmnistError
-
+        fail(f"JAX does not start: {error}")
     for name in UNUSABLE:
         value = getattr(jax.config, name, None)
         if value is True or str(value).startswith("disallow"):
-            raise JaxmnistError(
-                f"the environment variable {name.upper()} is {value}, with which the scripts "
-                "cannot work; unset it"
-            )
+            fail(f"the scripts cannot work with {name.upper()}={value}; unset it")
 
 
-def _interrupt_later(ignored: Any) -> None:
-    """Raise a KeyboardInterrupt again that Python ignores, as in the garbage collector's hooks."""
-    if ignored.exc_type is not KeyboardInterrupt:
-        return sys.__unraisablehook__(ignored)
-    timer = threading.Timer(0.01, signal.raise_signal, [signal.SIGINT])
-    timer.daemon = True
-    timer.start()
-
-
-def _explain(error: Exception) -> int:
-    """Print the line of an error that a user can cause, and give its exit code; raise others."""
-    from jax.errors import JaxRuntimeError
-
-    from jaxmnist.errors import JaxmnistError, Stopped, UsageError
-
-    if isinstance(error, Stopped):
-        return _fail(str(error), error.code)
-    if isinstance(error, JaxmnistError):
-        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+def _explain(error: Exception) -> NoReturn:
+    """End with the line of an error that a user or a machine can cause; raise others."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        return _fail(f"this needs {error.name}: {install_hint(EXTRAS[error.name])}", 1)
+        fail(f"this needs {error.name}: {install_hint(EXTRAS[error.name])}")
+    if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "jaxmnist"):
+        fail(f"{error.name} is not installed for this Python; see Install in README.md")
+    text = str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
-    exhausted = isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    if exhausted or isinstance(error, MemoryError):
-        reason = str(error).partition("\n")[0][:200] or "none is left"
-        return _fail(f"out of memory: {reason}; a smaller model or batch needs less", 1)
+        fail(f"{where}{error.strerror or error}")
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        fail(f"out of memory; a smaller model or batch needs less. {text[:200]}")
+    if isinstance(error, RuntimeError) and re.search("initialize backend|Unknown backend", text):
+        fail(f"JAX does not start: {text}")
+    from jaxmnist.errors import JaxmnistError, UsageError
+
+    if isinstance(error, JaxmnistError):
+        fail(text, 2 if isinstance(error, UsageError) else 1)
     raise error
 
 
 def install_hint(extra: str) -> str:
-    """The command that installs an extra, to be pasted where the script was run."""
-    here = Path.cwd()
-    root = "." if here == ROOT else str(ROOT)
-    pip = Path(sys.executable).with_name("pip")
-    if pip.is_relative_to(here):
-        pip = pip.relative_to(here)
-    return f"{shlex.quote(str(pip))} install -e {shlex.quote(f'{root}[{extra}]')}"
+    """The command that installs an extra."""
+    return f"{shlex.quote(sys.executable)} -m pip install -e {shlex.quote(f'{ROOT}[{extra}]')}"
 
 
-def _parse(
-    options_type: type[Options], description: str, recipes: Mapping[str, Options]
-) -> Options:
-    if "--version" in sys.argv[1:]:
-        import importlib.metadata
+def parse(
+    words: Sequence[str], options_type: type[Options], description: str, recipes: Recipes
+) -> Options | None:
+    """The options that a command line's words and its recipe make; None if they ask for help.
 
-        print(importlib.metadata.version("jaxmnist"))
-        sys.stdout.flush()
-        sys.exit(0)
-    for before, argument in itertools.pairwise(sys.argv):
-        if not argument or (argument.startswith("--") and argument.endswith("=")):
-            sys.exit(_fail(f"{argument or before} has an empty value (see --help)", 2))
-    errors = io.StringIO()
+    Words that are wrong end the process.
+    """
+    fields = {field.name: field for group in groups(options_type).values() for field in group}
+    words = _spelled(words, fields.values())
+    first = _Parser()
+    first.add_argument("--recipe", nargs="?")
+    recipe = recipes.get(first.parse_known_args(words)[0].recipe, {})
+    values = {name: recipe.get(name, field.default) for name, field in fields.items()}
+    parser = _make_parser(options_type, description, values)
+    given = vars(parser.parse_intermixed_args(words))
+    if given.pop("help"):
+        return print(parser.format_help(), end="")
+    if given.pop("version"):
+        from jaxmnist import __version__
+
+        return print(__version__)
     try:
-        with contextlib.redirect_stderr(errors):
-            options, unknown = tyro.cli(
-                options_type,
-                description=f"{description.strip()}\n\n--version prints the version.\n",
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
-                return_unknown_args=True,
-                default=_recipe(recipes),
-            )
-    except SystemExit as stop:
-        if stop.code == 0:
-            sys.stdout.flush()
-            raise
-        # tyro draws its errors as a box: a title, the message, a rule, then hints. Where the
-        # terminal has no lines, they are of hyphens, and a rule comes before the message too.
-        lines = [line.strip("│ ") for line in errors.getvalue().splitlines()[1:]]
-        parts = itertools.groupby(lines, key=lambda line: set(line) <= set("─-"))
-        message = next((" ".join(part) for is_rule, part in parts if not is_rule), "wrong usage")
-        message = re.sub(r"^Error parsing (?!-)\S+: ", "", message)  # the class
-        sys.exit(_fail(f"{message} (see --help)", 2))
-    if unknown:
-        option = unknown[0].partition("=")[0]
-        close = difflib.get_close_matches(option, _names(options), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        sys.exit(_fail(f"{option} is not an option{hint} (see --help)", 2))
-    return options
+        values |= {name: convert(fields[name], text) for name, text in given.items()}
+    except ValueError as error:
+        parser.error(str(error))
+    for name, value in values.items():
+        if value is dataclasses.MISSING:
+            about = fields[name].metadata
+            parser.error(f"{about['metavar'] if about['positional'] else flag(name)} is missing")
+    return build(options_type, values)
 
 
-def _recipe(recipes: Mapping[str, Options]) -> Any:
-    """As tyro's `default`, the one that --recipe names on the command line."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?", default="")
-    return recipes.get(parser.parse_known_args()[0].recipe, tyro.MISSING_NONPROP)
+def build(options_type: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass of options, or of groups of them, with these values by name."""
+    found = {}
+    for field in dataclasses.fields(options_type):
+        if dataclasses.is_dataclass(field.type):
+            found[field.name] = build(field.type, values)
+        elif field.name in values:
+            found[field.name] = values[field.name]
+    return options_type(**found)
 
 
-def _names(options: Any) -> Iterator[str]:
-    """The options of a dataclass and of those in it, as they are on the command line."""
-    for name, value in vars(options).items():
-        if hasattr(value, "__dataclass_fields__"):
-            yield from _names(value)
+def groups(options_type: Any) -> dict[str, list[Field]]:
+    """The fields of a dataclass of options, with their types, by the title of their group."""
+    types = get_type_hints(options_type)
+    found: dict[str, list[Field]] = {"Options": []}
+    for field in dataclasses.fields(options_type):
+        field.type = kind = types[field.name]
+        if dataclasses.is_dataclass(kind):
+            found[(kind.__doc__ or "").partition("\n")[0].rstrip(".")] = groups(kind)["Options"]
         else:
-            yield f"--{name.replace('_', '-')}"
+            found["Options"].append(field)
+    return found
+
+
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def convert(field: Field, text: str | list[str]) -> Any:
+    """The value of an option, a field of `groups`, that is written so; ValueError if none is."""
+    if get_origin(field.type) is not tuple:
+        return _convert(field, field.type, text)
+    kind, texts = get_args(field.type)[0], [text] if isinstance(text, str) else text
+    if kind not in (str, Path):  # whose texts may hold commas and spaces
+        texts = re.findall(r"[^\s,]+", " ".join(texts))
+    return tuple(_convert(field, kind, one) for one in texts)
+
+
+def _convert(field: Field, kind: Any, text: Any) -> Any:
+    words, other = _kinds(kind)
+    if kind is bool or text in words:
+        return text
+    names = [*words, *([KINDS[other][1]] if other else [])]
+    expected: str | None = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    if other and text.strip():
+        try:
+            value = other(text)
+        except ValueError:
+            pass
+        else:
+            check = field.metadata["check"]
+            expected = check(value) if check else None
+            if expected is None:
+                return value
+    raise ValueError(f"{flag(field.name)} must be {expected}, not {text.strip() or 'empty'}")
+
+
+def _kinds(kind: Any) -> tuple[list[str], Any]:
+    """The words that an option of this type can be, and the type of its other values, if any."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+    return words, next((one for one in kinds if one in KINDS), None)
+
+
+def _spelled(words: Sequence[str], fields: Iterable[Field]) -> list[str]:
+    """The words, with options as `--help` names them; ends at one that is not there."""
+    names = {"help": "--help", "version": "--version"}
+    known = {"-h"}
+    for field in fields:
+        name = flag(field.name)
+        names |= dict.fromkeys((name[2:], *field.metadata["also"].split()), name)
+        known |= {flag(f"no_{field.name}")} if field.type is bool else set()
+    known |= set(names.values())
+    spelled: list[str] = []
+    for k, word in enumerate(words):
+        if word == "--":
+            return spelled + list(words[k:])
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        is_option = name.startswith("-") and name != "-" and not NEGATIVE_NUMBER.match(name)
+        if is_option and name not in known:
+            close = difflib.get_close_matches(name.strip("-").lower(), names, n=1)
+            hint = f"; did you mean {names[close[0]]}?" if close else ""
+            fail(f"{word.partition('=')[0]} is not an option{hint} (see --help)", 2)
+        spelled.append(name + equals + value if is_option else word)
+    return spelled
+
+
+def _make_parser(options_type: Any, description: str, defaults: Mapping[str, Any]) -> _Parser:
+    parser, places = _Parser(description), ["%(prog)s [options]"]
+    for title, group in groups(options_type).items():
+        section = parser.add_argument_group(title)
+        for field in group:
+            if field.type is bool:
+                _add_flag(section, field, defaults[field.name])
+                continue
+            many, about, default = (
+                get_origin(field.type) is tuple,
+                field.metadata,
+                defaults[field.name],
+            )
+            words, other = _kinds(get_args(field.type)[0] if many else field.type)
+            metavar = about["metavar"] or (
+                "{" + ",".join(words) + "}" if words else KINDS[other][0]
+            )
+            text = about["help"]
+            if default not in (None, (), dataclasses.MISSING):
+                text += f" (default: {' '.join(map(str, default)) if many else default})"
+            place = about["positional"]
+            nargs = "*" if many else "?" if place else None
+            section.add_argument(
+                field.name if place else flag(field.name),
+                nargs=nargs,
+                metavar=metavar,
+                help=text.replace("%", "%%"),
+                default=argparse.SUPPRESS,
+            )
+            places += [f"{metavar}{'...' * many}"] if place else []
+    parser.usage = " ".join(places)
+    section = parser.add_argument_group("Help")
+    section.add_argument("-h", "--help", action="store_true", help="Show this.")
+    section.add_argument("--version", action="store_true", help="Print the version.")
+    return parser
+
+
+def _add_flag(section: Any, field: Field, default: bool) -> None:
+    """`--name` and `--no-name`; the help shows the one that changes something."""
+    name, text = flag(field.name), field.metadata["help"].replace("%", "%%")
+    for value, spelling in ((True, name), (False, flag(f"no_{field.name}"))):
+        section.add_argument(
+            spelling,
+            dest=field.name,
+            action="store_const",
+            const=value,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS if value is default else text,
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, description: str = "") -> None:
+        super().__init__(
+            description=description, formatter_class=_Help, add_help=False, allow_abbrev=False
+        )
+        self._negative_number_matcher = NEGATIVE_NUMBER
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (see --help)", 2)
+
+
+class _Help(argparse.HelpFormatter):
+    """Wraps at the terminal's width or 100; lines that are indented, examples, stay lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(shutil.get_terminal_size().columns, 100) - 2)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(text)).split("\n")
+        wrap = partial(textwrap.fill, width=width, break_on_hyphens=False)
+        return "\n".join(wrap(x, subsequent_indent=" " * 6 * x.startswith(" ")) for x in lines)

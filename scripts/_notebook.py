@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _options import DataDirOptions, Flag
+from _options import DataDirOptions
 from _output import markdown
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 class Options:
     """The options."""
 
-    markdown: Flag = False
-    """Print only the closing table."""
+    markdown: bool = cli.option(False, "Print only the closing table.")
     data: DataDirOptions = DataDirOptions()
 
 
@@ -58,7 +57,7 @@ def start(cells: Mapping[str, Any]) -> Path | None:
     if cells["__name__"] == "__main__" and not _in_jupyter():
         description = "The PyTorch notebook in JAX, cell by cell, with the numbers of both."
         run = partial(run_cells, cells["__file__"])
-        cli.run(run, Options, description, result_on_stdout=True)
+        cli.run(run, Options, description)
     rows.clear()
     outputs.clear()
     path = Path(cells.get("__file__", __file__)).with_name("notebook_outputs.txt")

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import _measure
 import _scale
-from _options import FilePath, Flag, at_least, check_path, wrong
+from _options import at_least, local_path, wrong
 from _profile import profile, profile_text
 from _programs import PROGRAMS, Bench, take_turns, why_not
 from _results import Record, summarize, summarize_embedded, text
@@ -34,31 +34,29 @@ from _results import Record, summarize, summarize_embedded, text
 class Options:
     """The options. All programs take about two minutes a turn on two CPU cores."""
 
-    runs: int = 7
-    """How often each program is timed, after one run that warms up."""
-    time_limit: float = 0.0
-    """Minutes after which no more programs are started; 0 is no limit. As after Ctrl-C, what is
-    measured by then is reported."""
-    only: tuple[str, ...] = ()
-    """Run just these of the programs, by name."""
-    peers: Literal["all", "none"] = "all"
-    """All that are installed, or only jaxmnist itself."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train; auto is the best that JAX finds."""
-    out: FilePath = None
-    """File for everything measured, as JSON."""
-    chart: FilePath = None
-    """File for a bar chart, .png or .svg."""
-    profile: Flag = False
-    """Show where the time of scripts/train.py goes instead."""
-    scale: Flag = False
-    """Show instead how the time of an image grows with the batch, the width of the layers and the
-    number of models. Takes about five minutes a turn; three turns do."""
+    runs: int = cli.option(
+        7, "How often each program is timed, after one run that warms up.", at_least(1)
+    )
+    time_limit: float = cli.option(
+        0.0, "Minutes after which no more programs are started; 0 is no limit.", at_least(0)
+    )
+    only: tuple[str, ...] = cli.option((), "Run just these of the programs, by name.")
+    peers: Literal["all", "none"] = cli.option(
+        "all", "All that are installed, or only jaxmnist itself."
+    )
+    device: Literal["auto", "cpu", "gpu"] = cli.option(
+        "auto", "Where to train; auto is the best that JAX finds."
+    )
+    out: Path | None = cli.option(None, "File for everything measured, as JSON.", local_path)
+    chart: Path | None = cli.option(None, "File for a bar chart, .png or .svg.", local_path)
+    profile: bool = cli.option(False, "Show where the time of scripts/train.py goes instead.")
+    scale: bool = cli.option(
+        False,
+        "Show instead how the time of an image grows with the batch, the width of the layers and "
+        "the number of models. Takes about five minutes a turn; three turns do.",
+    )
 
     def __post_init__(self) -> None:
-        at_least(1, runs=self.runs)
-        at_least(0, time_limit=self.time_limit)
-        check_path(out=self.out, chart=self.chart)
         for name in self.only:
             if name not in PROGRAMS:
                 wrong(f"--only {name}: no such program, there are {', '.join(PROGRAMS)}")

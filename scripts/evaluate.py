@@ -12,9 +12,10 @@ import _cli as cli
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
-from _options import WARNING, Flag, SeededDataOptions, Weights, load
+from _options import WARNING, SeededDataOptions, load, weights
 from _output import markdown, percent, printable
 
 
@@ -22,11 +23,9 @@ from _output import markdown, percent, printable
 class Options:
     """The options."""
 
-    weights: Weights
-    """A weights file, or the directory that scripts/train.py --out wrote."""
+    weights: Path = weights()
+    json: bool = cli.option(False, "Print one JSON object instead of tables.")
     data: SeededDataOptions = SeededDataOptions()
-    json: Flag = False
-    """Print one JSON object instead of tables."""
 
 
 def main(options: Options) -> None:
@@ -91,4 +90,4 @@ Confusion matrix: a row is a true digit, a column the predicted one.
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, result_on_stdout=True)
+    cli.run(main, Options, __doc__)

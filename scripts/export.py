@@ -11,10 +11,9 @@ import _cli as cli
 # isort: split
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-from _options import Weights, check_path, wrong
+from _options import local_path, weights, wrong
 from _output import printable
 
 Format = Literal["safetensors", "stablehlo", "onnx", "page"]
@@ -40,15 +39,19 @@ FILES = {  # the file of each format, and how it is used
 class Options:
     """The options."""
 
-    weights: Weights
-    """A weights file, or the directory that scripts/train.py --out wrote."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Directory for the files; the result of an earlier export is replaced."""
-    formats: tuple[Format, ...] = ("safetensors", "stablehlo", "onnx", "page")
-    """What to write; stablehlo and onnx need the extra "export"."""
+    weights: Path = weights()
+    out: Path = cli.option(
+        help="Directory for the files; the result of an earlier export is replaced.",
+        check=local_path,
+        metavar="DIR",
+    )
+    formats: tuple[Format, ...] = cli.option(
+        ("safetensors", "stablehlo", "onnx", "page"),
+        "What to write: safetensors, stablehlo, onnx or page.",
+        metavar="FORMAT",
+    )
 
     def __post_init__(self) -> None:
-        check_path(out=self.out)
         if not self.formats:
             wrong(f"--formats needs at least one of {', '.join(FILES)}")
 

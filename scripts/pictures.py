@@ -13,10 +13,9 @@ import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-from _options import DataDirOptions, check_path
+from _options import DataDirOptions, local_path
 from _output import printable
 
 if TYPE_CHECKING:
@@ -36,12 +35,10 @@ THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139,
 class Options:
     """The options."""
 
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = cli.ROOT / ".github" / "pictures"
-    """Directory for the pictures."""
+    out: Path = cli.option(
+        cli.ROOT / ".github" / "pictures", "Directory for the pictures.", local_path, metavar="DIR"
+    )
     data: DataDirOptions = DataDirOptions()
-
-    def __post_init__(self) -> None:
-        check_path(out=self.out)
 
 
 def main(options: Options) -> None:

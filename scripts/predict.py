@@ -14,14 +14,11 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-from _options import FilePath, Flag, Weights, check_path, wrong
+from _options import file_type, weights
 from _output import printable
 
 BAR = 40  # characters that a probability of 1 takes
-PLOTS = (".png", ".pdf", ".svg")
 CREATOR = "jaxmnist scripts/predict.py"  # a plot with this name in it may be made again
 
 
@@ -29,26 +26,19 @@ CREATOR = "jaxmnist scripts/predict.py"  # a plot with this name in it may be ma
 class Options:
     """The options."""
 
-    weights: Weights
-    """A weights file, or the directory that scripts/train.py --out wrote."""
-    images: Annotated[
-        tuple[Path, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="IMAGE...", help_behavior_hint="(required)"),
-    ]
-    """Pictures of one digit each, dark on light or light on dark: PNG, JPEG, WebP, GIF, BMP, TIFF,
-    PPM or, where Pillow has it, AVIF."""
-    json: Flag = False
-    """Print one JSON array, an object an image, instead of bars."""
-    plot: FilePath = None
-    """Plot each image as the model sees it beside its probabilities: a .png, .pdf or .svg file."""
-
-    def __post_init__(self) -> None:
-        if not self.images:
-            wrong("name at least one image")
-        check_path(plot=self.plot)
-        if self.plot and self.plot.suffix.lower() not in PLOTS:
-            wrong(f"--plot {self.plot}: the name must end in {', '.join(PLOTS)}")
+    weights: Path = weights()
+    images: tuple[Path, ...] = cli.option(
+        help="Pictures of one digit each, dark on light or light on dark: PNG, JPEG, WebP, GIF, "
+        "BMP, TIFF, PPM or, where Pillow has it, AVIF.",
+        metavar="IMAGE",
+        positional=True,
+    )
+    json: bool = cli.option(False, "Print one JSON array, an object an image, instead of bars.")
+    plot: Path | None = cli.option(
+        None,
+        "File for a plot of each image as the model sees it, beside its probabilities.",
+        file_type(".png", ".pdf", ".svg"),
+    )
 
 
 def main(options: Options) -> None:
@@ -132,4 +122,4 @@ def can_print(text: str) -> bool:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, result_on_stdout=True)
+    cli.run(main, Options, __doc__)

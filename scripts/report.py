@@ -12,10 +12,9 @@ import _cli as cli
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-from _options import DataDirOptions, check_path, wrong
+from _options import DataDirOptions, local_path, wrong
 from _output import printable
 
 if TYPE_CHECKING:
@@ -27,20 +26,13 @@ if TYPE_CHECKING:
 class Options:
     """The options."""
 
-    runs: Annotated[
-        tuple[Path, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="RUN...", help_behavior_hint="(required)"),
-    ]
-    """Directories of finished runs."""
-    out: Annotated[Path, tyro.conf.arg(metavar="PATH")] = Path("report.html")
-    """File for the page; an earlier report is replaced."""
+    runs: tuple[Path, ...] = cli.option(
+        help="Directories of finished runs.", metavar="RUN", positional=True
+    )
+    out: Path = cli.option(
+        Path("report.html"), "File for the page; an earlier report is replaced.", local_path
+    )
     data: DataDirOptions = DataDirOptions()
-
-    def __post_init__(self) -> None:
-        check_path(out=self.out)
-        if not self.runs:
-            wrong("name at least one run's directory")
 
 
 def main(options: Options) -> None:

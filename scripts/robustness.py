@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from _options import (
     WARNING,
-    FilePath,
     SeededDataOptions,
-    Weights,
     at_least,
-    check_path,
+    file_type,
     load,
+    local_path,
+    weights,
     wrong,
 )
 from _output import markdown, printable
@@ -46,21 +46,24 @@ CREATOR = "jaxmnist scripts/robustness.py"  # a plot with this name in it may be
 class Options:
     """The options."""
 
-    weights: Weights
-    """A weights file, or the directory that scripts/train.py --out wrote."""
-    images: int = 1000
-    """How many test images, chosen at random."""
-    photos: FilePath = None
-    """Directory of your own pictures with an index.csv (file,label,kind): measure these instead."""
-    plot: FilePath = None
-    """With --photos, a .png, .pdf or .svg file of what is misread: picture, ink and image."""
+    weights: Path = weights()
+    images: int = cli.option(1000, "How many test images, chosen at random.", at_least(1))
+    photos: Path | None = cli.option(
+        None,
+        "Directory of your own pictures with an index.csv (file,label,kind): measure these "
+        "instead.",
+        local_path,
+    )
+    plot: Path | None = cli.option(
+        None,
+        "With --photos, a file for what is misread: picture, ink and image.",
+        file_type(".png", ".pdf", ".svg"),
+    )
     data: SeededDataOptions = SeededDataOptions()
 
     def __post_init__(self) -> None:
-        at_least(1, images=self.images)
-        check_path(photos=self.photos, plot=self.plot)
-        if self.plot and (not self.photos or self.plot.suffix not in (".png", ".pdf", ".svg")):
-            wrong("--plot needs --photos, and its name must end in .png, .pdf or .svg")
+        if self.plot and not self.photos:
+            wrong("--plot needs --photos")
 
 
 def main(options: Options) -> None:
@@ -194,4 +197,4 @@ def table(counts: dict[str, int], n: int) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, result_on_stdout=True)
+    cli.run(main, Options, __doc__)

@@ -22,67 +22,63 @@ import re
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import _options as o
-import tyro
 from _output import markdown, printable
-from _train_options import RECIPES, ProcessOptions, RateOptions
 
 if TYPE_CHECKING:
     from jaxmnist.runs.sweep_file import Models
     from jaxmnist.runs.sweep_plan import Plan
 
 CREATOR = "jaxmnist scripts/sweep.py"  # a plot with this name in it may be made again
-_EMPTY = tyro.conf.arg(help_behavior_hint="")  # no "(default: )" in --help
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """Which models to train. OPTION is one of training, model or optimizer, below."""
+    """Search."""
 
-    grid: Annotated[tuple[str, ...], _EMPTY] = ()
-    """All combinations of OPTION=VALUE,VALUE; the values of hidden are separated by ";"."""
-    sample: Annotated[tuple[str, ...], _EMPTY] = ()
-    """N, then OPTION=LOW:HIGH, OPTION=log:LOW:HIGH or OPTION=VALUE,VALUE: N random settings."""
-    sample_seed: int = 0
-    """Seed of the random settings."""
-    seeds: int = 1
-    """How many seeds each setting is trained with: 0, 1, 2, ..."""
-    recipe: Literal["notebook", "accurate"] = "notebook"
-    """What the options are that are neither swept nor given, as in scripts/train.py."""
-    halving: o.OptionalInt = None
-    """Train all settings for few epochs, and only the best of every N for N times as many."""
-
-    def __post_init__(self) -> None:
-        o.at_least(1, seeds=self.seeds)
-        o.check_seed(sample_seed=self.sample_seed)
+    grid: tuple[str, ...] = cli.option(
+        (),
+        'All combinations of OPTION=VALUE,VALUE; the values of hidden are separated by ";".',
+        metavar="OPTION=...",
+    )
+    sample: tuple[str, ...] = cli.option(
+        (),
+        "N, then OPTION=LOW:HIGH, OPTION=log:LOW:HIGH or OPTION=VALUE,VALUE: N random settings.",
+        metavar="N OPTION=...",
+    )
+    sample_seed: int = cli.option(0, "Seed of the random settings.", o.at_least(0, 2**32))
+    seeds: int = cli.option(1, "How many seeds each setting has: 0, 1, 2, ...", o.at_least(1))
+    halving: int | None = cli.option(
+        None, "Train all settings for few epochs, and only the best of every N for N times as many."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ResultOptions:
-    """Where the results go."""
+    """Results."""
 
-    out: o.FilePath = None
-    """New .csv file for losses and accuracies, a row for each model and epoch."""
-    resume: o.Flag = False
-    """Continue the sweep in --out, if there is one."""
-    part: Annotated[str, tyro.conf.arg(metavar="I/N", help_behavior_hint="")] = "1/1"
-    """Train only part I of N, into its own file next to --out."""
-    merge: Annotated[tuple[Path, ...], _EMPTY] = ()
-    """Join these files of parts into --out; nothing is trained."""
-    top: int = 10
-    """How many settings the table shows, the best."""
-    plot: o.FilePath = None
-    """New .png, .svg or .pdf file for a plot of the results."""
+    out: Path | None = cli.option(
+        None,
+        "New .csv file for losses and accuracies, a row for each model and epoch.",
+        o.file_type(".csv"),
+    )
+    resume: bool = cli.option(False, "Continue the sweep in --out, if there is one.")
+    part: str = cli.option(
+        "1/1", "Train only part I of N, into its own file next to --out.", metavar="I/N"
+    )
+    merge: tuple[Path, ...] = cli.option(
+        (), "Join these files of parts into --out; nothing is trained."
+    )
+    top: int = cli.option(10, "How many settings the table shows, the best.", o.at_least(1))
+    plot: Path | None = cli.option(
+        None,
+        "New .png, .svg or .pdf file for a plot of the results.",
+        o.file_type(".png", ".svg", ".pdf"),
+    )
 
     def __post_init__(self) -> None:
-        o.at_least(1, top=self.top)
-        o.check_path(out=self.out, plot=self.plot)
-        for name, suffixes in (("out", (".csv",)), ("plot", (".png", ".svg", ".pdf"))):
-            path = getattr(self, name)
-            if path and path.suffix not in suffixes:
-                o.wrong(f"--{name} {path}: the name must end in {' or '.join(suffixes)}")
         if not self.out and (self.resume or self.part != "1/1" or self.merge):
             o.wrong("--resume, --part and --merge need an --out")
         part, parts = self.number
@@ -101,14 +97,15 @@ class Options:
     """The options. Each model is what scripts/train.py trains with the same options and --seed;
     drawn digits are always those of seed 0."""
 
-    search: SearchOptions = SearchOptions()
-    results: ResultOptions = ResultOptions()
-    training: o.TrainingOptions = o.TrainingOptions()
-    model: o.ModelOptions = o.ModelOptions()
-    optimizer: RateOptions = RateOptions()
-    data: o.DataOptions = o.DataOptions()
-    where: o.DeviceOptions = o.DeviceOptions()
-    processes: ProcessOptions = ProcessOptions()
+    search: SearchOptions
+    recipe: o.RecipeOptions
+    results: ResultOptions
+    training: o.TrainingOptions
+    model: o.ModelOptions
+    optimizer: o.OptimizerOptions
+    data: o.TrainingDataOptions
+    where: o.DeviceOptions
+    processes: o.ProcessOptions
 
     @property
     def swept(self) -> list[Any]:
@@ -129,16 +126,10 @@ def check(options: Options) -> None:
         o.wrong("--distributed needs an --out that all processes can write to")
 
 
-def recipes() -> dict[str, Options]:
-    """The options by recipe."""
-    found = {}
-    for name, recipe in RECIPES.items():
-        named = {
-            f.name: getattr(recipe.training, f.name) for f in dataclasses.fields(o.TrainingOptions)
-        }
-        search, training = SearchOptions(recipe=name), o.TrainingOptions(**named)  # type: ignore[arg-type]
-        found[name] = Options(search, ResultOptions(), training, recipe.model, recipe.optimizer)
-    return found
+def usual_options(options: Options) -> list[Any]:
+    """The groups that can be swept, as the recipe has them."""
+    recipe = o.RECIPES[options.recipe.recipe]
+    return [cli.build(type(group), recipe) for group in options.swept]
 
 
 def main(options: Options) -> None:
@@ -161,11 +152,12 @@ def main(options: Options) -> None:
         merged = merge(options.results.merge, out)
         plan, models = plan_of(merged, options.swept), merged.models
     else:
-        specs, usual = (search.grid, search.sample, search.sample_seed), recipes()[search.recipe]
-        settings, left_out = make_settings(options.swept, *specs, usual=usual.swept)
+        specs, usual = (search.grid, search.sample, search.sample_seed), usual_options(options)
+        settings, left_out = make_settings(options.swept, *specs, usual=usual)
         for reason in left_out:
             print(f"Left out: {reason}")
-        fixed = {name: value for group in options.swept for name, value in vars(group).items()}
+        groups = [*options.swept, options.data]
+        fixed = {name: value for group in groups for name, value in vars(group).items()}
         plan = make_plan(fixed, settings, search.seeds, search.halving)
         models = train(options, plan)
     if models is None:
@@ -192,8 +184,8 @@ def train(options: Options, plan: Plan) -> Models | None:
     with sweep_run.deal(*address) if job.distributed else alone as part_of:
         devices = jax.local_devices(backend=programs.find_device(options.where.device).platform)
         data = o.load(options.data, 0)
-        training = options.training
-        train_set, tests = programs.split(data, training.validation, training.synthetic_digits)
+        added = options.data.synthetic_digits
+        train_set, tests = programs.split(data, options.data.validation, added)
         sweep_run.check_steps(plan, len(train_set.labels))
         head = sweep_plan.header(plan, "drawn digits" if data.synthetic else "MNIST", identity_of)
         part = part_of(head)
@@ -239,4 +231,4 @@ def show(options: Options, plan: Plan, models: Models) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, recipes=recipes())
+    cli.run(main, Options, __doc__, recipes=o.RECIPES)

@@ -21,10 +21,10 @@ import _cli as cli
 import contextlib
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from _options import WARNING, load
-from _train_options import RECIPES, Options, OutputOptions
+import _options as o
+from _options import RECIPES, WARNING, OutputOptions, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,26 @@ if TYPE_CHECKING:
     from jaxmnist.runs.processes import OneProcess
     from jaxmnist.runs.programs import Programs
     from jaxmnist.runs.randomness import Orders
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options. The defaults are the notebook's run."""
+
+    recipe: o.RecipeOptions
+    training: o.TrainingOptions
+    model: o.ModelOptions
+    optimizer: o.OptimizerOptions
+    start: o.StartOptions
+    data: o.TrainingDataOptions
+    where: o.DevicesOptions
+    processes: o.ProcessOptions
+    output: OutputOptions
+
+    @property
+    def devices(self) -> int | Literal["all"]:
+        """How many devices share each batch: with other processes, all."""
+        return "all" if self.processes.distributed else self.where.devices
 
 
 def main(options: Options) -> None:
@@ -87,8 +107,11 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
     clock, training, where, output = Clock(), options.training, options.where, options.output
     device = programs.find_device(where.device)
     mesh = programs.find_mesh(device, options.devices, training.batch_size)
-    data = load(options.data, training.seed)
-    train_set, test_sets = programs.split(data, training.validation, training.synthetic_digits)
+    start = options.start
+    data = load(options.data, start.seed)
+    train_set, test_sets = programs.split(
+        data, options.data.validation, options.data.synthetic_digits
+    )
     n = len(train_set.labels)
     steps = programs.count_steps(n, training.batch_size, training.epochs)
     model, tx, train_step, evaluation, key = make_model(options, steps * training.epochs)
@@ -116,10 +139,10 @@ def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirec
             device=device,
             mesh=mesh,
         )
-        torch = training.torch_seed, training.torch_order, training.torch_test_loader
-        params, orders = randomness.first_params_and_orders(model, n, epochs, training.seed, *torch)
-        if training.init and state is None:
-            params = randomness.load_params(training.init, params)
+        torch = start.torch_seed, start.torch_order, start.torch_test_loader
+        params, orders = randomness.first_params_and_orders(model, n, epochs, start.seed, *torch)
+        if start.init and state is None:
+            params = randomness.load_params(start.init, params)
         state = state or TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=key)
         state = compiled.place(state)
         compiled.wait()
@@ -143,7 +166,7 @@ def make_model(options: Options, steps: int) -> tuple[Any, Any, Any, Any, Any]:
     model, augment = options.model, options.training.augment or None
     tx = make_optimizer(**dataclasses.asdict(options.optimizer), steps=steps)
     mlp, train_step, evaluation = make_training(model.hidden, model.loss, augment, tx)
-    key = jax.random.key(options.training.seed) if augment else None  # else nothing asks for it
+    key = jax.random.key(options.start.seed) if augment else None  # else nothing asks for it
     return mlp, tx, train_step, evaluation, key
 
 

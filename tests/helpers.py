@@ -2,6 +2,7 @@
 
 import functools
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def run_script(name: str, *options: object) -> int:
     """Run a script in this process as `python scripts/NAME OPTIONS` does; its exit code."""
     path = ROOT / "scripts" / name
     precision = jax.config.jax_default_matmul_precision  # a script sets it for its process
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(path), *map(str, options)])
         patch.setattr(sys, "path", sys.path[:])  # a script puts its directory first
@@ -61,6 +63,7 @@ def run_script(name: str, *options: object) -> int:
                 runpy.run_path(str(path), run_name="__main__")
         finally:
             jax.config.update("jax_default_matmul_precision", precision)
+            signal.signal(signal.SIGINT, handler)
             for helper in path.parent.glob("_*.py"):  # another directory's may be others
                 sys.modules.pop(helper.stem, None)
     return stop.value.code

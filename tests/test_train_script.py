@@ -317,9 +317,7 @@ def test_a_bar_on_a_terminal():
 def test_not_installed_is_one_line():
     done = subprocess.run([sys.executable, "-S", TRAIN], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == (
-        "error: tyro is not installed for this Python; see Install in README.md\n"
-    )
+    assert done.stderr.endswith("is not installed for this Python; see Install in README.md\n")
 
 
 def test_ctrl_c_while_jax_is_imported(sigint):
@@ -336,24 +334,6 @@ def test_ctrl_c_while_jax_is_imported(sigint):
     assert process.returncode == 130
     assert "train.py: error: interrupted" in stderr
     assert "Traceback" not in stderr
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_the_garbage_collector(sigint):
-    """Python ignores an exception there, so that the run would go on."""
-    code = f"""
-import gc, runpy, signal, sys
-def interrupt(phase, info):
-    started = "jaxmnist" in sys.modules and "_cli" in sys.modules
-    if started and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        gc.callbacks.remove(interrupt)
-        signal.raise_signal(signal.SIGINT)
-gc.callbacks.append(interrupt)
-sys.argv = [{str(TRAIN)!r}, "--dataset", "synthetic", "--epochs", "1000"]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "train.py: error: interrupted\n")
 
 
 def test_a_closed_pipe_is_no_crash():

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 import tqdm
-import tyro
 
+from tests import command_line
 from tests.helpers import TRAIN, ending, epoch_lines, finish
 from tests.stress.injection import Fault, child_environment, injected, run_train
 
@@ -117,4 +117,4 @@ def run_until_killed() -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line.run(main)

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tqdm
-import tyro
 
 from jaxmnist.datasets import cache
 from jaxmnist.errors import JaxmnistError
 from jaxmnist.runs import checkpoint_file
+from tests import command_line
 from tests.helpers import ending, epoch_lines
 from tests.stress.fault_cases import CASES, Case, redirect_downloads, served
 from tests.stress.injection import Fault, child_environment, run_train
@@ -278,4 +278,4 @@ def run_disturbed() -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line.run(main)

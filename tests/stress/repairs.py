@@ -10,11 +10,11 @@ from unittest import mock
 
 import numpy as np
 import tqdm
-import tyro
 
 from jaxmnist import ink
 from jaxmnist.photos import read_index, read_or_blank
 from jaxmnist.predict import load_model, predict
+from tests import command_line
 
 LEAST = 10  # pictures of a kind; smaller kinds are counted in "all" only
 
@@ -52,7 +52,7 @@ def without(*parts: str) -> Iterator[None]:
         yield
 
 
-def main(run: tyro.conf.Positional[Path], photos: tyro.conf.Positional[Path]) -> None:
+def main(run: Path, photos: Path) -> None:
     """Print the accuracy by kind, with all parts and without each, in Markdown.
 
     Args:
@@ -78,4 +78,4 @@ def main(run: tyro.conf.Positional[Path], photos: tyro.conf.Positional[Path]) ->
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line.run(main)

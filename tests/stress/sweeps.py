@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import tqdm
-import tyro
 
+from tests import command_line
 from tests.helpers import SWEEP, finish
 
 # Two programs of six models, of which two diverge.
@@ -93,4 +93,4 @@ def run_and_kill_one(command: list[str], count: int, seconds: float | None) -> l
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line.run(main)

@@ -1,0 +1,295 @@
+"""scripts/_cli.py and _options.py: options in, an exit code and at most one line of error out."""
+
+import contextlib
+import dataclasses
+import errno
+import operator
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from jaxmnist.errors import DataError, UsageError
+from tests.helpers import ROOT, TRAIN, refused
+
+before = signal.getsignal(signal.SIGINT)
+sys.path.append(str(ROOT / "scripts"))
+import _cli as cli  # noqa: E402
+import _options as o  # noqa: E402
+
+signal.signal(signal.SIGINT, before)
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("[!_]*.py"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    run: Path = cli.option(help="A run.", positional=True, metavar="RUN")
+    images: tuple[Path, ...] = cli.option((), "Images.", positional=True, metavar="IMAGE")
+    share: float = cli.option(0.5, "100 % of %s.", o.at_least(-1, 2))
+    json: bool = cli.option(False, "JSON.")
+    cache: bool = cli.option(True, "Keep nothing.")
+    devices: int | Literal["all"] | None = cli.option(None, "Devices.", o.at_least(1))
+    out: Path | None = cli.option(None, "File.", o.file_type(".csv"), also="output")
+    recipe: Literal["usual", "big"] = cli.option("usual", "Defaults.")
+    training: o.TrainingOptions = o.TrainingOptions()
+    model: o.ModelOptions = o.ModelOptions()
+    optimizer: o.OptimizerOptions = o.OptimizerOptions()
+
+
+def parse(words, run="run") -> Options | None:
+    words = [run, *(words.split(" ") if isinstance(words, str) else words)]
+    return cli.parse(words, Options, "About.", {"big": {"hidden": (8,), "share": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "expected"),
+    [
+        ("--hidden 512 256", "model.hidden", (512, 256)),
+        ("--hidden=512,256", "model.hidden", (512, 256)),
+        ("--hidden", "model.hidden", ()),
+        ("--learning_rate 0.5", "optimizer.learning_rate", 0.5),
+        ("--momentum=1e-3", "optimizer.momentum", 0.001),
+        ("--share -1e-3", "share", -0.001),
+        ("--no_cache", "cache", False),
+        ("--json --no-json", "json", False),
+        ("--devices all", "devices", "all"),
+        ("--devices 2", "devices", 2),
+        ("a --json b", "images", (Path("a"), Path("b"))),
+        ("--json -- -a", "images", (Path("-a"),)),
+        ("--recipe big", "model.hidden", (8,)),
+        ("--recipe big --hidden 9", "model.hidden", (9,)),
+    ],
+)
+def test_spellings(words, name, expected):
+    assert operator.attrgetter(name)(parse(words)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--lr 0.1", "--lr is not an option; did you mean --learning-rate?"),
+        ("--lerning_rate=0.1", "did you mean --learning-rate?"),
+        ("--batch 32", "did you mean --batch-size?"),
+        ("--wd 0", "did you mean --weight-decay?"),
+        ("-outptu x", "did you mean --out?"),
+        ("--hid 5", "--hid is not an option; did you mean --hidden?"),
+        ("--epochs two", "--epochs must be a whole number, not two"),
+        ("--epochs 0", "--epochs must be at least 1 and below 2,147,483,648, not 0"),
+        ("--epochs", "--epochs: expected one argument"),
+        ("--epochs --json", "--epochs: expected one argument"),
+        ("--hidden 128,-64", "--hidden must be at least 1"),
+        ("--hidden 128;64", "--hidden must be a whole number, not 128;64"),
+        ("--optimizer nope", "--optimizer must be sgd, adam or adamw, not nope"),
+        ("--devices some", "--devices must be all or a whole number, not some"),
+        ("--learning-rate nan", "--learning-rate must be at least 0, not nan"),
+        ("--learning-rate -1", "--learning-rate must be at least 0, not -1"),
+        ("--share=", "--share must be a number, not empty"),
+        ("--out x.txt", "--out must be a file whose name ends in .csv, not x.txt"),
+        ("--out s3://x.csv", "--out must be a path on this machine, not s3:"),
+        ("--out a\x1b[31m", r"not a\x1b[31m"),
+    ],
+)
+def test_wrong_words(words, said, capfd):
+    with pytest.raises(SystemExit) as stop:
+        parse(words)
+    refused((stop.value.code, *capfd.readouterr()), 2, said, "(see --help)")
+
+
+def test_what_is_missing_or_excluded(script):
+    refused(script("evaluate.py", "--json"), 2, "RUN is missing")
+    refused(script("export.py", "run"), 2, "--out is missing")
+    refused(script("train.py", "epochs=5"), 2, "unrecognized arguments: epochs=5")
+    refused(script("train.py", "--optimizer", "adam", "--momentum", 1), 2, "below 1, not 1")
+    refused(script("train.py", "--optimizer", "adam", "--momentum", 0.9), 2, "--momentum is SGD's")
+
+
+VALUES = st.one_of(
+    st.sampled_from(["9" * 5000, "1e999", "1_000", "0x10", "", " ", "-", "--", "-1", "-inf"]),
+    st.sampled_from(["all", "\n", "\x1b[31m", "\udcff", "a" * 10_000, "/", "--help", "-h", "a=b"]),
+    st.floats().map(str),
+    st.text(st.characters(exclude_characters="\0"), max_size=10),
+)
+NAMES = [cli.flag(field.name) for fields in cli.groups(Options).values() for field in fields]
+
+
+@hypothesis.given(st.lists(st.sampled_from([*NAMES, "--no-json"]) | VALUES, max_size=6))
+@hypothesis.settings(
+    max_examples=300,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_any_words_are_taken_or_refused_in_one_line(capfd, words):
+    code, error = None, ""
+    try:
+        parse(words)
+    except UsageError:
+        pass
+    except SystemExit as stop:
+        code = stop.code
+        error = capfd.readouterr().err
+        assert error.endswith(" (see --help)\n")
+        assert error[:-1].isprintable()
+    assert (code is None) == (error == "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("columns", [80, 40, 5])
+def test_help(script, name, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, shown, stderr = script(name, "--help")
+    assert (code, stderr) == (0, "")
+    assert shown.startswith("usage: ")
+    assert "--version" in shown
+    assert "default: )" not in shown
+    if columns >= 40:
+        assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_help_shows_the_recipes_defaults_and_percent_signs(capfd):
+    assert parse("--recipe big --help") is None
+    shown = capfd.readouterr().out
+    assert "100 % of %s. (default: 1.0)" in shown
+    assert "Training:\n  --epochs N" in shown
+    assert "Width of each hidden layer. (default: 8)" in shown
+    assert "--no-cache " in shown
+    assert "--no-json" not in shown
+
+
+def test_help_waits_for_no_large_package():
+    command = [sys.executable, "-X", "importtime", TRAIN, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "argparse" in done.stderr
+    assert not {"jax", "numpy", "scipy"} & {line.split()[-1] for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("no\x1bsense\nhere"), 1, r"no\x1bsense here"),
+        (UsageError("not so"), 2, "not so"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x/y"),
+            1,
+            "x/y: No space left on device",
+        ),
+        (MemoryError(), 1, "out of memory; a smaller model or batch needs less"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            1,
+            "allocating 9 bytes",
+        ),
+        (RuntimeError("Unable to initialize backend 'gpu'"), 1, "JAX does not start: Unable"),
+        (ModuleNotFoundError("", name="matplotlib"), 1, "[plots]"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, None),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(monkeypatch, capfd, error, code, line):
+    def main(options):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["x.py", "run"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Options, "About.")
+    expected = "" if line is None else line
+    assert stop.value.code == code
+    shown = capfd.readouterr().err
+    assert expected in shown
+    assert shown.count("\n") == (line is not None)
+
+
+def test_our_own_errors_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x.py", "run"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda options: 1 // 0, Options, "About.")
+
+
+# A script whose work is to print, without JAX, which takes a second to import.
+PRINTS = f"""
+import dataclasses, os, signal, sys, types
+sys.path[:0] = [{str(ROOT / "scripts")!r}, {str(ROOT)!r}]
+sys.modules["jax"] = types.SimpleNamespace(config=None)
+import _cli as cli
+
+def interrupt(place):
+    if os.environ.get("INTERRUPT") == place:
+        signal.raise_signal(signal.SIGINT)
+
+def main(options):
+    interrupt("work")
+    print("Zo\u00eb \u2713 " * 10_000, open(os.devnull).fileno())
+
+interrupt("imports")
+Options = dataclasses.make_dataclass("Options", [("epochs", int, cli.option(1, "N."))])
+cli.run(main, Options, "About.")
+"""
+
+
+def run_prints(tmp_path, shell="", **environment):
+    (tmp_path / "x.py").write_text(PRINTS)
+    command = f"set -o pipefail; {sys.executable} {tmp_path}/x.py {shell}"
+    environment |= {name: x for name, x in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("shell", "environment", "code", "expected"),
+    [
+        ("", {}, 0, ""),
+        (">&-", {}, 0, ""),
+        ("2>&-", {}, 0, ""),
+        ("<&- >&- 2>&-", {}, 0, ""),
+        ("--epochs x 2>&-", {}, 2, ""),
+        ("", {"PYTHONIOENCODING": "ascii"}, 0, ""),
+        ("", {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, 0, ""),
+        ("--epochs é", {"PYTHONIOENCODING": "ascii"}, 2, r"not \xe9"),
+        ("| head -c1", {}, 1, ""),
+        (">/dev/full", {}, 1, "No space left on device"),
+        ("--help >/dev/full", {}, 1, "No space left on device"),
+        ("--epochs x 2>/dev/full", {}, 2, ""),
+    ],
+)
+def test_streams(tmp_path, shell, environment, code, expected):
+    done = run_prints(tmp_path, shell, **environment)
+    assert done.returncode == code
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == bool(expected)
+    if not (shell or environment):
+        assert done.stdout.endswith("✓  3\n")  # no file has the number of a standard stream
+
+
+def on_a_terminal(*command, **environment) -> tuple[int, str]:
+    """What the command prints on a terminal."""
+    shown = b""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, *map(str, command)], os.environ | environment)
+    with contextlib.suppress(OSError):  # Linux's word for the end
+        while piece := os.read(terminal, 100_000):
+            shown += piece
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+
+
+def test_a_terminal():
+    code, shown = on_a_terminal(TRAIN, "--optimizer", "nope")
+    assert code == 2
+    assert shown == (
+        "train.py: error: --optimizer must be sgd, adam or adamw, not nope (see --help)\r\n"
+    )
+    code, shown = on_a_terminal(TRAIN, "--help", COLUMNS="5", NO_COLOR="1")
+    assert code == 0
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("place", ["imports", "work"])
+def test_ctrl_c(tmp_path, sigint, place):
+    done = run_prints(tmp_path, INTERRUPT=place)
+    assert (done.returncode, done.stderr) == (130, "x.py: error: interrupted\n")
