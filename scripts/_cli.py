@@ -19,8 +19,7 @@ for _stream in ("stdin", "stdout", "stderr"):  # or the next file that is opened
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """End the process with one line on stderr; what could act on a terminal is escaped."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    text = f"{os.path.basename(sys.argv[0])}: error: {line}\n"
+    text = f"{os.path.basename(sys.argv[0])}: error: {printable(' '.join(message.split()))}\n"
     with contextlib.suppress(OSError):  # there may be nobody to tell
         os.write(2, text.encode(sys.stderr.encoding or "utf-8", "backslashreplace"))
     sys.exit(code)
@@ -42,62 +41,50 @@ import difflib
 import inspect
 import re
 import shlex
-import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field
 from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-Options = TypeVar("Options")
-Field = dataclasses.Field
-Recipes = Mapping[str, Mapping[str, Any]]
-ROOT = Path(__file__).resolve().parent.parent
-# What the value of an option is called in the help and in an error, by its type.
-KINDS = {
-    int: ("N", "a whole number"),
-    float: ("X", "a number"),
-    str: ("TEXT", "a text"),
-    Path: ("PATH", "a path"),
-}
+from _output import printable
 
+Options = TypeVar("Options")
+Recipes = Mapping[str, Mapping[str, Any]]
+Check = Callable[[Any], str | None]  # of a value: what it must be, such as "at least 1", or None
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 # Optional packages, and the extra that brings each.
 EXTRAS = {"jinja2": "plots", "matplotlib": "plots", "tensorboard": "tensorboard"}
 # Flags of JAX with which nothing can be compiled ahead.
 UNUSABLE = ("jax_disable_jit", "jax_no_tracing", "jax_no_execution", "jax_transfer_guard")
-NEGATIVE_NUMBER = re.compile(r"-(\.?\d|inf|nan)")
 
 
-def option(
-    default: Any = dataclasses.MISSING,
-    help: str = "",
-    check: Callable[[Any], str | None] | None = None,
-    *,
-    metavar: str | None = None,
-    positional: bool = False,
-    changes_run: bool = True,
-    also: str = "",
-) -> Any:
+def _any(value: object) -> None:
+    """No check."""
+
+
+def option(default: Any = MISSING, help: str = "", check: Check = _any, **more: Any) -> Any:
     """A field of a dataclass of options; one without a default must be given.
 
     Args:
         default: the value where neither the command line nor the recipe names it.
         help: what it does, for the user; where the default is True, what `--no-...` does.
-        check: of a value, or each of a tuple's: what it must be, such as "at least 1", or None.
-        metavar: what stands for the value in the help.
-        positional: it is given without its name.
-        changes_run: with another value a run has other numbers.
-        also: other names, which people try; this option is suggested then.
+        check: of the value or, of a tuple, of each.
+        **more: `changes_run`: False if a run with another value has the same numbers; `also`:
+            other names, which people try, so that this one is suggested; `metavar`: what stands
+            for the value in the help; `positional`: it is given without its name.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
         ... class Training:
         ...     epochs: int = option(5, "Passes over the images.", at_least(1), also="epoch")
     """
-    about = {"help": help, "check": check, "metavar": metavar, "positional": positional}
+    usual = {"changes_run": True, "also": "", "metavar": None, "positional": False}
     return dataclasses.field(
-        default=default, metadata={**about, "changes_run": changes_run, "also": also}
+        default=default, metadata=usual | {"help": help, "check": check} | more
     )
 
 
@@ -151,14 +138,13 @@ def _start_jax() -> None:
 
 def _explain(error: Exception) -> NoReturn:
     """End with the line of an error that a user or a machine can cause; raise others."""
+    text = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         fail(f"this needs {error.name}: {install_hint(EXTRAS[error.name])}")
     if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "jaxmnist"):
         fail(f"{error.name} is not installed for this Python; see Install in README.md")
-    text = str(error)
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        fail(f"{where}{error.strerror or error}")
+        fail(": ".join(map(str, filter(None, (error.filename, error.strerror or text)))))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         fail(f"out of memory; a smaller model or batch needs less. {text[:200]}")
     if isinstance(error, RuntimeError) and re.search("initialize backend|Unknown backend", text):
@@ -182,29 +168,43 @@ def parse(
 
     Words that are wrong end the process.
     """
-    fields = {field.name: field for group in groups(options_type).values() for field in group}
-    words = _spelled(words, fields.values())
+    words = [re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in words]
+    words = ["--help" if word == "-h" else word for word in words]
     first = _Parser()
     first.add_argument("--recipe", nargs="?")
     recipe = recipes.get(first.parse_known_args(words)[0].recipe, {})
+    fields = {field.name: field for group in groups(options_type).values() for field in group}
     values = {name: recipe.get(name, field.default) for name, field in fields.items()}
     parser = _make_parser(options_type, description, values)
-    given = vars(parser.parse_intermixed_args(words))
+    known, unknown = parser.parse_known_intermixed_args(words)
+    given = vars(known)
     if given.pop("help"):
         return print(parser.format_help(), end="")
     if given.pop("version"):
         from jaxmnist import __version__
 
         return print(__version__)
+    if unknown:
+        parser.error(_suggest(next((x for x in unknown if x.startswith("-")), unknown[0]), fields))
     try:
-        values |= {name: convert(fields[name], text) for name, text in given.items()}
+        for name, text in given.items():
+            values[name] = text if isinstance(text, bool) else convert(fields[name], text)
     except ValueError as error:
         parser.error(str(error))
     for name, value in values.items():
-        if value is dataclasses.MISSING:
+        if value is MISSING:
             about = fields[name].metadata
             parser.error(f"{about['metavar'] if about['positional'] else flag(name)} is missing")
     return build(options_type, values)
+
+
+def _suggest(word: str, fields: Mapping[str, Field]) -> str:
+    names: dict[str, str] = {}
+    for name, field in fields.items():
+        names |= dict.fromkeys([flag(name)[2:], *field.metadata["also"].split()], flag(name))
+    close = difflib.get_close_matches(word.partition("=")[0].strip("-").lower(), names, n=1)
+    hint = f"; did you mean {names[close[0]]}?" if close else ""
+    return f"{word.partition('=')[0]} is not an option{hint}"
 
 
 def build(options_type: Any, values: Mapping[str, Any]) -> Any:
@@ -220,8 +220,7 @@ def build(options_type: Any, values: Mapping[str, Any]) -> Any:
 
 def groups(options_type: Any) -> dict[str, list[Field]]:
     """The fields of a dataclass of options, with their types, by the title of their group."""
-    types = get_type_hints(options_type)
-    found: dict[str, list[Field]] = {"Options": []}
+    types, found = get_type_hints(options_type), {"Options": list[Field]()}
     for field in dataclasses.fields(options_type):
         field.type = kind = types[field.name]
         if dataclasses.is_dataclass(kind):
@@ -236,133 +235,86 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def convert(field: Field, text: str | list[str]) -> Any:
+def convert(field: Field, text: str | Sequence[str]) -> Any:
     """The value of an option, a field of `groups`, that is written so; ValueError if none is."""
-    if get_origin(field.type) is not tuple:
-        return _convert(field, field.type, text)
-    kind, texts = get_args(field.type)[0], [text] if isinstance(text, str) else text
+    _, kind, many = _kinds(field)
+    if not many:
+        return _convert(field, str(text))
+    texts = [text] if isinstance(text, str) else text
     if kind not in (str, Path):  # whose texts may hold commas and spaces
         texts = re.findall(r"[^\s,]+", " ".join(texts))
-    return tuple(_convert(field, kind, one) for one in texts)
+    return tuple(_convert(field, one) for one in texts)
 
 
-def _convert(field: Field, kind: Any, text: Any) -> Any:
-    words, other = _kinds(kind)
-    if kind is bool or text in words:
+def _convert(field: Field, text: str) -> Any:
+    words, kind, _ = _kinds(field)
+    if text in words:
         return text
-    names = [*words, *([KINDS[other][1]] if other else [])]
-    expected: str | None = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    if other and text.strip():
-        try:
-            value = other(text)
-        except ValueError:
-            pass
-        else:
-            check = field.metadata["check"]
-            expected = check(value) if check else None
-            if expected is None:
+    must = " or ".join([*words, *([KINDS[kind]] if kind else [])])
+    if kind and text.strip():
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            must = field.metadata["check"](value)
+            if not must:
                 return value
-    raise ValueError(f"{flag(field.name)} must be {expected}, not {text.strip() or 'empty'}")
+    raise ValueError(f"{flag(field.name)} must be {must}, not {text.strip() or 'empty'}")
 
 
-def _kinds(kind: Any) -> tuple[list[str], Any]:
-    """The words that an option of this type can be, and the type of its other values, if any."""
+def _kinds(field: Field) -> tuple[list[str], Any, bool]:
+    """The words that an option can be, the type of its other values, whether there are many."""
+    many = get_origin(field.type) is tuple
+    kind: Any = get_args(field.type)[0] if many else field.type
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
-    return words, next((one for one in kinds if one in KINDS), None)
-
-
-def _spelled(words: Sequence[str], fields: Iterable[Field]) -> list[str]:
-    """The words, with options as `--help` names them; ends at one that is not there."""
-    names = {"help": "--help", "version": "--version"}
-    known = {"-h"}
-    for field in fields:
-        name = flag(field.name)
-        names |= dict.fromkeys((name[2:], *field.metadata["also"].split()), name)
-        known |= {flag(f"no_{field.name}")} if field.type is bool else set()
-    known |= set(names.values())
-    spelled: list[str] = []
-    for k, word in enumerate(words):
-        if word == "--":
-            return spelled + list(words[k:])
-        name, equals, value = word.partition("=")
-        name = name.replace("_", "-")
-        is_option = name.startswith("-") and name != "-" and not NEGATIVE_NUMBER.match(name)
-        if is_option and name not in known:
-            close = difflib.get_close_matches(name.strip("-").lower(), names, n=1)
-            hint = f"; did you mean {names[close[0]]}?" if close else ""
-            fail(f"{word.partition('=')[0]} is not an option{hint} (see --help)", 2)
-        spelled.append(name + equals + value if is_option else word)
-    return spelled
+    return words, next((one for one in kinds if one in KINDS), None), many
 
 
 def _make_parser(options_type: Any, description: str, defaults: Mapping[str, Any]) -> _Parser:
-    parser, places = _Parser(description), ["%(prog)s [options]"]
-    for title, group in groups(options_type).items():
+    parser = _Parser(description=description)
+    places = ["%(prog)s [options]"]
+    for title, fields in groups(options_type).items():
         section = parser.add_argument_group(title)
-        for field in group:
-            if field.type is bool:
-                _add_flag(section, field, defaults[field.name])
-                continue
-            many, about, default = (
-                get_origin(field.type) is tuple,
-                field.metadata,
-                defaults[field.name],
-            )
-            words, other = _kinds(get_args(field.type)[0] if many else field.type)
-            metavar = about["metavar"] or (
-                "{" + ",".join(words) + "}" if words else KINDS[other][0]
-            )
-            text = about["help"]
-            if default not in (None, (), dataclasses.MISSING):
-                text += f" (default: {' '.join(map(str, default)) if many else default})"
-            place = about["positional"]
-            nargs = "*" if many else "?" if place else None
-            section.add_argument(
-                field.name if place else flag(field.name),
-                nargs=nargs,
-                metavar=metavar,
-                help=text.replace("%", "%%"),
-                default=argparse.SUPPRESS,
-            )
-            places += [f"{metavar}{'...' * many}"] if place else []
+        for field in fields:
+            if field.metadata["positional"]:
+                places.append(field.metadata["metavar"] + "..." * _kinds(field)[2])
+            _add(section, field, defaults[field.name])
     parser.usage = " ".join(places)
     section = parser.add_argument_group("Help")
-    section.add_argument("-h", "--help", action="store_true", help="Show this.")
+    section.add_argument("--help", action="store_true", help="Show this.")
     section.add_argument("--version", action="store_true", help="Print the version.")
     return parser
 
 
-def _add_flag(section: Any, field: Field, default: bool) -> None:
-    """`--name` and `--no-name`; the help shows the one that changes something."""
-    name, text = flag(field.name), field.metadata["help"].replace("%", "%%")
-    for value, spelling in ((True, name), (False, flag(f"no_{field.name}"))):
-        section.add_argument(
-            spelling,
-            dest=field.name,
-            action="store_const",
-            const=value,
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS if value is default else text,
-        )
+def _add(section: Any, field: Field, default: Any) -> None:
+    (words, kind, many), about = _kinds(field), field.metadata
+    name, place, text = field.name, about["positional"], about["help"]
+    if field.type is bool:
+        name = flag(f"no_{name}" if default else name)
+        more = {"action": "store_const", "const": not default, "dest": field.name}
+    else:
+        usual = "{" + ",".join(words) + "}" if words else KINDS[kind].split()[-1].upper()
+        more = {
+            "metavar": about["metavar"] or usual,
+            "nargs": "*" if many else "?" if place else None,
+        }
+        if default not in (None, (), MISSING):
+            text += f" (default: {' '.join(map(str, default)) if many else default})"
+        name = name if place else flag(name)
+    section.add_argument(name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **more)
 
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, description: str = "") -> None:
-        super().__init__(
-            description=description, formatter_class=_Help, add_help=False, allow_abbrev=False
-        )
-        self._negative_number_matcher = NEGATIVE_NUMBER
+        super().__init__(None, None, description, formatter_class=_Help, add_help=False)
+        self.allow_abbrev = False
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message} (see --help)", 2)
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps at the terminal's width or 100; lines that are indented, examples, stay lines."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=min(shutil.get_terminal_size().columns, 100) - 2)
+    """Breaks no line at a hyphen, and keeps those that are indented, examples."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
@@ -370,4 +322,6 @@ class _Help(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(text)).split("\n")
         wrap = partial(textwrap.fill, width=width, break_on_hyphens=False)
-        return "\n".join(wrap(x, subsequent_indent=" " * 6 * x.startswith(" ")) for x in lines)
+        return "\n".join(
+            wrap(line, subsequent_indent=" " * 6 * line.startswith(" ")) for line in lines
+        )
