@@ -17,11 +17,6 @@ def test_worked_by_hand():
     np.testing.assert_allclose(cross_entropy(LOGITS, LABELS), by_hand, rtol=1e-6)
 
 
-def test_is_nll_of_log_softmax():
-    losses = nll_loss(jax.nn.log_softmax(LOGITS), LABELS)
-    np.testing.assert_array_equal(losses, cross_entropy(LOGITS, LABELS))
-
-
 def test_equals_optax():
     expected = optax.softmax_cross_entropy_with_integer_labels(LOGITS, LABELS)
     np.testing.assert_allclose(cross_entropy(LOGITS, LABELS), expected, rtol=1e-6)

@@ -5,13 +5,13 @@ u32 a dimension; see https://yann.lecun.org/exdb/mnist/.
 """
 
 import gzip
+import io
 import math
 import os
 import re
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -81,7 +81,9 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
         return parse_idx(file, str(path), shape)
 
 
-def parse_idx(file: BinaryIO, name: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
+def parse_idx(
+    file: io.BufferedIOBase, name: str, shape: tuple[int, ...]
+) -> UInt8[np.ndarray, "*shape"]:
     """The uint8 array in an open IDX file, see `read_idx`; errors speak of it as `name`.
 
     No more than the array and one byte is read, whatever the file claims or decompresses to.
