@@ -7,6 +7,7 @@ Without it the tests run what a user runs.
 
 import functools
 import gzip
+import math
 import os
 import signal
 import struct
@@ -45,7 +46,7 @@ def pytest_collection_modifyitems(items):
     """The example of load_mnist needs MNIST, like the tests that ask for `mnist_dir`."""
     for item in items:
         if item.name == "jaxmnist.datasets.mnist.load_mnist":
-            needs = not os.environ.get("JAXMNIST_DATA_DIR")
+            needs = "JAXMNIST_DATA_DIR" not in os.environ
             item.add_marker(pytest.mark.skipif(needs, reason="JAXMNIST_DATA_DIR names no MNIST"))
 
 
@@ -66,12 +67,10 @@ def _forget_programs():
 
 @pytest.fixture
 def sigint():
-    """Child processes heed SIGINT and SIGHUP, even if these tests run behind `&` or nohup."""
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    """Child processes heed SIGINT, even if these tests run behind `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield signal.SIGINT
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -92,10 +91,9 @@ def nowhere(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The directory with the real MNIST files."""
-    directory = os.environ.get("JAXMNIST_DATA_DIR")
-    if not directory:
+    if "JAXMNIST_DATA_DIR" not in os.environ:
         pytest.skip("needs the real MNIST: set JAXMNIST_DATA_DIR to a directory with its files")
-    return Path(directory)
+    return Path(os.environ["JAXMNIST_DATA_DIR"])
 
 
 @pytest.fixture(scope="session")
@@ -107,27 +105,25 @@ def mnist(mnist_dir) -> tuple[Dataset, Dataset]:
 def toy() -> Dataset:
     """100 random images: one full batch of 64 and a short one of 36."""
     rng = np.random.default_rng(0)
-    return Dataset(
-        rng.integers(0, 256, (100, 28, 28), np.uint8), rng.integers(0, 10, 100, np.int32)
-    )
+    images = rng.integers(0, 256, (100, 28, 28), np.uint8)
+    return Dataset(images, rng.integers(0, 10, 100, np.int32))
 
 
-@pytest.fixture(scope="session")
-def blank_files() -> dict[str, bytes]:
-    """The four official files' names and format, gzipped, with nothing but zeros as data."""
+@functools.cache
+def _blank_files() -> dict[str, bytes]:
     files = {}
     for name, shape in FILES.values():
         header = struct.pack(f">{1 + len(shape)}I", 8 << 8 | len(shape), *shape)
-        files[f"{name}.gz"] = gzip.compress(header + bytes(int(np.prod(shape))), compresslevel=1)
+        files[f"{name}.gz"] = gzip.compress(header + bytes(math.prod(shape)), compresslevel=1)
     return files
 
 
 @pytest.fixture
-def blank_dir(tmp_path, blank_files) -> Path:
-    """A directory with the blank files, to be damaged by the test."""
+def blank_dir(tmp_path) -> Path:
+    """The four official files, gzipped, all zeros; the test may damage them."""
     directory = tmp_path / "blank"
     directory.mkdir()
-    for name, content in blank_files.items():
+    for name, content in _blank_files().items():
         (directory / name).write_bytes(content)
     return directory
 
