@@ -22,7 +22,7 @@ def test_precision_and_recall():
     assert confusion_matrix(LABELS, PREDICTIONS, 3).tolist() == CONFUSION
     with pytest.raises(ValueError, match="invalid entry"):
         confusion_matrix(LABELS, PREDICTIONS, 2)
-    precision, recall = precision_recall(CONFUSION)
+    precision, recall = precision_recall(np.array(CONFUSION))
     np.testing.assert_allclose(precision, [3 / 5, 0, np.nan])
     np.testing.assert_allclose(recall, [3 / 4, np.nan, 0])
 

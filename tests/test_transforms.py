@@ -41,5 +41,5 @@ def test_floats_are_taken_as_they_are():
 
 
 def test_scaling_twice_is_refused():
-    with pytest.raises(Exception, match=r"uint8|UInt8"):
+    with pytest.raises(TypeError, match=r"uint8|UInt8"):
         to_tensor(np.ones((2, 28, 28), np.float32))
