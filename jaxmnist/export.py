@@ -1,10 +1,15 @@
 """A trained model for other programs: safetensors, StableHLO, ONNX, or a page to draw digits on.
 
-Each function takes the parameters of an `MLP` and gives a file's content; to write it is the
-caller's. The two programs, StableHLO and ONNX, have the notebook's transforms inside: images
-uint8 `[n, 28, 28]` in, from 0 for background to 255 for ink as in MNIST, logits float32 `[n, 10]`
-out, for any n from 1. JAX's export and onnx are an extra, `pip install 'jaxmnist[export]'`, and are
-imported when used.
+Each function takes the parameters of an `MLP` and gives the content of a file. StableHLO and ONNX
+are programs with the notebook's transforms inside: images uint8 `[n, 28, 28]` in, from 0 for
+background to 255 for ink as in MNIST, logits float32 `[n, 10]` out, for any n from 1. They need the
+extra `pip install 'jaxmnist[export]'`, whose packages are imported when used. Every function raises
+a DataError as `layer_sizes` does.
+
+>>> from jaxmnist.torch_compat import TorchGenerator, init_params
+>>> page = to_page(init_params(TorchGenerator(0)))
+>>> page[:15], len(page) > 500_000
+('<!doctype html>', True)
 """
 
 import base64
@@ -18,31 +23,18 @@ from jaxmnist.model import MLP
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import Params
 from jaxmnist.weights import layer_sizes, to_state_dict
+from jaxmnist.weights import to_safetensors as to_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # what the StableHLO program is lowered for
-
-
-def to_safetensors(params: Params) -> bytes:
-    """The weights as a safetensors file, under the names that `torch.nn.Sequential` gives them.
-
-    `model.load_state_dict(safetensors.torch.load_file(path))` loads it into
-    `Sequential(Linear(784, 128), ReLU(), Linear(128, 64), ReLU(), Linear(64, 10))`. No transform is
-    in it. Raises a DataError as `layer_sizes` does.
-    """
-    import safetensors.numpy
-
-    layer_sizes(params)
-    return safetensors.numpy.save(to_state_dict(params))
 
 
 def to_stablehlo(params: Params) -> bytes:
     """The model as a StableHLO program that JAX alone loads and calls, on CPU, GPU and TPU.
 
-    `jax.export.deserialize(content).call(images)` gives the logits. Matrix products in it are asked
-    for in full float32, whatever the device and the flags where it runs. It names the Python files
-    that it was traced from, unless `jax_traceback_in_locations_limit` is 0. For how long JAX reads
-    it: https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees. Raises a
-    DataError as `layer_sizes` does.
+    `jax.export.deserialize(content).call(images)` gives the logits, with matrix products in full
+    float32. The same or a newer JAX loads it, for at least six months; an older one may refuse it:
+    https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees. It names the Python
+    files that it was traced from, unless `jax_traceback_in_locations_limit` is 0.
     """
     import flatbuffers  # noqa: F401  (jax.export needs it, and without it names no extra)
     from jax import export
@@ -61,8 +53,8 @@ def to_stablehlo(params: Params) -> bytes:
 def to_onnx(params: Params) -> bytes:
     """The model as an ONNX graph, opset 17: input "images", output "logits".
 
-    `onnxruntime.InferenceSession(path).run(None, {"images": images})` gives `[logits]`. Weights
-    bear their PyTorch names. Raises a DataError as `layer_sizes` does.
+    `onnxruntime.InferenceSession(path).run(None, {"images": images})` gives `[logits]`. The number
+    of images is free, which some runtimes refuse (OpenCV's). Weights bear their PyTorch names.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -92,7 +84,7 @@ def to_onnx(params: Params) -> bytes:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    opsets = [helper.make_opsetid("", 17)]  # of 2022: older runtimes read it too
+    opsets = [helper.make_opsetid("", 17)]  # of 2022, so that older runtimes read it
     model = helper.make_model_gen_version(graph, opset_imports=opsets, producer_name="jaxmnist")
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
@@ -101,8 +93,7 @@ def to_onnx(params: Params) -> bytes:
 def to_page(params: Params) -> str:
     """The model as one HTML page: a sketchpad that shows the prediction while you draw.
 
-    The page holds the weights and all its code, which is in `page.html`, and needs no
-    server and no network. Raises a DataError as `layer_sizes` does.
+    The page holds the weights and all its code, and needs no server and no network.
     """
     sizes = layer_sizes(params)
     arrays = to_state_dict(params).values()  # a layer's weight, its bias, the next layer's weight

@@ -134,6 +134,7 @@ def mistake_grid(
     images: UInt8[np.ndarray, "n height width"],
     labels: Int[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n classes"],
+    columns: int = 8,
 ) -> "Figure":
     """The most confident mistakes, each with the probability of its prediction and its label."""
     worst = confident_mistakes(probabilities, labels)
@@ -141,8 +142,8 @@ def mistake_grid(
         f"said {row.argmax()}: {percent(row.max())}\nis {label}: {percent(row[label])}"
         for row, label in zip(probabilities[worst], labels[worst], strict=True)
     ]
-    title = f"The {len(worst)} most confident mistakes: probability of the prediction and the label"
-    return contact_sheet(images[worst], titles, title if titles else "No test image was mistaken")
+    title = f"The {len(worst)} most confident mistakes" if titles else "No test image was mistaken"
+    return contact_sheet(images[worst], titles, title, columns)
 
 
 def contact_sheet(

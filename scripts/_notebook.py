@@ -1,21 +1,21 @@
-"""What scripts/notebook.py compares with, prints and shows, apart from the notebook itself."""
-
-from __future__ import annotations
+"""What scripts/notebook.py compares with, shows and is run by, apart from the notebook itself."""
 
 import _cli as cli
 
 # isort: split
+import ast
+import base64
 import builtins
 import contextlib
 import dataclasses
 import io
+import json
 import re
-import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from _options import DataDirOptions
 from _output import markdown
@@ -28,66 +28,45 @@ if TYPE_CHECKING:
 class Options:
     """The options."""
 
-    markdown: bool = cli.option(False, "Print only the closing table.")
+    ipynb: bool = cli.option(False, "Write notebook.ipynb, with the outputs, beside the source.")
     data: DataDirOptions = DataDirOptions()
 
 
-class Row(NamedTuple):
-    """A line of the closing table."""
-
-    cell: int
-    what: str
-    notebook: str
-    jaxmnist: str
-    difference: str
-    verdict: str
-
-
-# Of the run that `start` began: the table's rows, and what the notebook printed, by cell and name.
-rows: list[Row] = []
-outputs: dict[tuple[int, str], str] = {}
+HERE = Path(__file__).parent
+_, *_parts = re.split(r"^== (\d+): (.*)\n", (HERE / "notebook_outputs.txt").read_text(), flags=re.M)
+outputs = {
+    (int(cell), what): text.strip()
+    for cell, what, text in zip(*(_parts[k::3] for k in range(3)), strict=True)
+}
+COLUMNS = ("cell", "what", "notebook", "jaxmnist", "difference", "verdict")
+rows: dict[tuple[int, str], tuple[str, ...]] = {}  # of the closing table
+data_dir: Path | None = None  # where MNIST is; in Jupyter the library looks for it
 
 
-def start(cells: Mapping[str, Any]) -> Path | None:
-    """Begin the notebook whose globals these are; the directory with MNIST's files, if named.
+class Output:
+    """The value of a cell: text on a terminal, and in Jupyter Markdown or a picture."""
 
-    `python scripts/notebook.py` comes here first: the command line is parsed, the whole file is run
-    once more as cells, and the process ends.
-    """
-    if cells["__name__"] == "__main__" and not _in_jupyter():
-        description = "The PyTorch notebook in JAX, cell by cell, with the numbers of both."
-        run = partial(run_cells, cells["__file__"])
-        cli.run(run, Options, description)
-    rows.clear()
-    outputs.clear()
-    path = Path(cells.get("__file__", __file__)).with_name("notebook_outputs.txt")
-    _, *parts = re.split(r"^== (\d+): (.*)\n", path.read_text(), flags=re.MULTILINE)
-    for cell, what, output in zip(*(parts[k::3] for k in range(3)), strict=True):
-        outputs[int(cell), what] = output.strip()
-    return cells.get("DATA_DIR")
+    def __init__(self, text: str, more: Callable[[], dict[str, str]] = dict) -> None:
+        self.text, self.more = text, more
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {"text/plain": self.text, **self.more()}
 
 
-def run_cells(path: str, options: Options) -> None:
-    """Run the notebook's cells; a number that is not the notebook's is an error."""
-    with contextlib.redirect_stdout(io.StringIO() if options.markdown else sys.stdout):
-        runpy.run_path(path, {"DATA_DIR": options.data.data_dir}, "cells")
-    if options.markdown:
-        print(table())
-    if off := [f"cell {row.cell} ({row.what})" for row in rows if row.verdict == "OFF"]:
-        from jaxmnist import JaxmnistError
-
-        raise JaxmnistError(f"not what the notebook printed: {', '.join(off)}")
+def show(cell: int, what: str, ours: object) -> Output:
+    """What the notebook's cell printed, and what ours does."""
+    both = ("notebook", outputs[cell, what]), ("jaxmnist", as_text(ours))
+    lines = (
+        f"{f'[{cell}]':>4} {name}  " + text.replace("\n", "\n" + " " * 15) for name, text in both
+    )
+    return Output("\n".join(lines))
 
 
-def show(cell: int, what: str, ours: object) -> None:
-    """Print what the notebook's cell printed, and what ours does."""
-    for name, output in (("notebook", outputs[cell, what]), ("jaxmnist", as_text(ours))):
-        print(f"{f'[{cell}]':>4} {name}  " + output.strip().replace("\n", "\n" + " " * 15))
-
-
-def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
+def compare(cell: int, what: str, ours: object, within: float = 0.0) -> Output:
     """Show both, and note for the table whether they print the same numbers."""
-    show(cell, what, ours)
     both = outputs[cell, what], as_text(ours)
     texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in both]
     gaps = [abs(float(a) - float(b)) for a, b in zip(*texts, strict=False)]
@@ -95,7 +74,8 @@ def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
     verdict = (f"within {within:g}" if within else "same") if agree else "OFF"
     brief = [", ".join(text) if len(text) <= 4 else f"{len(text)} numbers" for text in texts]
     difference = f"{max(gaps):.1e}" if any(gaps) else "0"
-    rows.append(Row(cell, what, brief[0], brief[1], difference, verdict))
+    rows[cell, what] = (str(cell), what, *brief, difference, verdict)
+    return show(cell, what, ours)
 
 
 def as_text(value: Any) -> str:
@@ -108,25 +88,80 @@ def as_text(value: Any) -> str:
     return f"Array({np.array2string(np.asarray(value), **style, separator=', ', prefix='Array(')})"
 
 
-def table() -> str:
+def table() -> Output:
     """The comparisons as a Markdown table."""
-    return markdown([Row._fields, *(list(map(str, row)) for row in rows)], left=len(Row._fields))
+    text = markdown([COLUMNS, *rows.values()], left=len(COLUMNS))
+    return Output(text, lambda: {"text/markdown": text})
 
 
-def show_figure(make_figure: Callable[[], Figure]) -> None:
-    """In Jupyter, where matplotlib is installed: make the figure and show it."""
-    if not _in_jupyter():
-        return
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ModuleNotFoundError:
-        return
-    from IPython.display import Image, display
+def figure(draw: "Callable[..., Figure]", *arguments: object) -> Output:
+    """The figure that `draw` makes of the arguments; it is made where it can be shown."""
 
-    content = io.BytesIO()
-    make_figure().savefig(content, format="png", dpi=100)
-    display(Image(content.getvalue()))
+    def png() -> dict[str, str]:
+        content = io.BytesIO()
+        draw(*arguments).savefig(content, format="png", dpi=72)
+        return {"image/png": base64.b64encode(content.getvalue()).decode()}
+
+    return Output("A figure; notebook.ipynb shows it.", png)
 
 
-def _in_jupyter() -> bool:
-    return hasattr(builtins, "__IPYTHON__")
+def read_cells(path: Path) -> list[tuple[str, str]]:
+    """The kind, "markdown" or "code", and the source of each cell."""
+    _, *parts = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.M)
+    return [
+        ("markdown", re.sub("^# ?", "", text.strip(), flags=re.M))
+        if mark
+        else ("code", text.strip())
+        for mark, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def run_cells(path: Path, options: Options) -> None:
+    """Run the notebook's cells; a number that is not the notebook's is an error."""
+    global data_dir
+    data_dir = options.data.data_dir
+    cells: list[dict[str, Any]] = []
+    namespace: dict[str, Any] = {}
+    for kind, source in read_cells(path):
+        cells.append({"cell_type": kind, "id": f"{len(cells)}", "metadata": {}, "source": source})
+        if kind == "code":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed if options.ipynb else sys.stdout):
+                value = run_cell(source, namespace)
+                if value is not None and not options.ipynb:
+                    print(repr(value))
+            cells[-1] |= {"execution_count": None, "outputs": describe(printed.getvalue(), value)}
+    if off := [f"cell {row[0]} ({row[1]})" for row in rows.values() if row[-1] == "OFF"]:
+        from jaxmnist import JaxmnistError
+
+        raise JaxmnistError(f"not what the notebook printed: {', '.join(off)}")
+    if options.ipynb:
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+        path.with_suffix(".ipynb").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def describe(printed: str, value: Any) -> list[dict[str, Any]]:
+    """A cell's outputs as in an .ipynb file."""
+    found: list[dict[str, Any]] = []
+    if printed:
+        found.append({"output_type": "stream", "name": "stdout", "text": printed})
+    if value is not None:
+        shown = value if isinstance(value, Output) else Output(repr(value))
+        data = shown._repr_mimebundle_()
+        found.append({"output_type": "display_data", "metadata": {}, "data": data})
+    return found
+
+
+def run_cell(source: str, namespace: dict[str, Any]) -> Any:
+    """Run a cell; the value of its last line, None if that has none."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), namespace)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace) if last else None
+
+
+_main = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+if _main.name == "notebook.py" and not hasattr(builtins, "__IPYTHON__"):
+    description = "The PyTorch notebook in JAX, cell by cell, with the numbers of both."
+    cli.run(partial(run_cells, _main), Options, description)

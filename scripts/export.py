@@ -1,7 +1,5 @@
 """Export a trained model: safetensors, StableHLO, ONNX, and a page on which to draw digits."""
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -11,27 +9,17 @@ import _cli as cli
 # isort: split
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from _options import local_path, weights, wrong
-from _output import printable
+from _options import local_path, weights
 
-Format = Literal["safetensors", "stablehlo", "onnx", "page"]
-
-FILES = {  # the file of each format, and how it is used
-    "safetensors": (
-        "weights.safetensors",
-        "PyTorch: model.load_state_dict(safetensors.torch.load_file(path))",
-    ),
-    "stablehlo": (
-        "model.stablehlo",
-        'JAX: jax.export.deserialize(open(path, "rb").read()).call(images)',
-    ),
-    "onnx": (
-        "model.onnx",
-        'ONNX: onnxruntime.InferenceSession(path).run(None, {"images": images})',
-    ),
-    "page": ("sketchpad.html", "open it in a browser and draw"),
+FILES = {"safetensors": "weights.safetensors", "stablehlo": "model.stablehlo", "onnx": "model.onnx"}
+FILES["page"] = "sketchpad.html"
+USES = {
+    "safetensors": "PyTorch: model.load_state_dict(safetensors.torch.load_file(path))",
+    "stablehlo": "JAX, this or a newer one: jax.export.deserialize(content).call(images)",
+    "onnx": "onnxruntime; other runtimes may want a fixed number of images",
+    "page": "open it in a browser and draw",
 }
 
 
@@ -41,61 +29,41 @@ class Options:
 
     weights: Path = weights()
     out: Path = cli.option(
-        help="Directory for the files; the result of an earlier export is replaced.",
-        check=local_path,
-        metavar="DIR",
+        Path("runs/exported"), "Directory for the files; what is there is replaced.", local_path
     )
-    formats: tuple[Format, ...] = cli.option(
-        ("safetensors", "stablehlo", "onnx", "page"),
-        "What to write: safetensors, stablehlo, onnx or page.",
-        metavar="FORMAT",
+    formats: tuple[Literal["safetensors", "stablehlo", "onnx", "page"], ...] = cli.option(
+        tuple(FILES), "What to write; stablehlo and onnx need the extra export.", metavar="FORMAT"
     )
-
-    def __post_init__(self) -> None:
-        if not self.formats:
-            wrong(f"--formats needs at least one of {', '.join(FILES)}")
 
 
 def main(options: Options) -> None:
     """Load the weights, make every file, then write them."""
     import jax
 
-    from jaxmnist.files import may_replace, write_directory
+    from jaxmnist import JaxmnistError, export
+    from jaxmnist.files import atomic_write
     from jaxmnist.predict import load_model
 
     jax.config.update("jax_platforms", "cpu")  # wakes no accelerator: nothing is computed
     # Without this the program would name the Python files on this machine that made it.
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    if not may_replace(options.out):
-        wrong(
-            f"--out {options.out}: already exists and was made by something else; "
-            "name a new directory"
-        )
     model, params = load_model(options.weights)
-    contents = {name: convert(name, params) for name in dict.fromkeys(options.formats)}
-    write_directory(options.out, {FILES[name][0]: content for name, content in contents.items()})
-
-    sizes = "-".join(map(str, (784, *model.hidden, model.classes)))
-    print(f"Exported {printable(options.weights)}, {sizes}, to {printable(options.out)}")
-    for name, content in contents.items():
-        file, use = FILES[name]
-        print(f"  {file:19} {len(content) / 1000:5,.0f} kB   {use}")
-    if {"stablehlo", "onnx"} & set(contents):
-        print("images: uint8 [n, 28, 28], 0 background to 255 ink; the result: float32 [n, 10]")
-
-
-def convert(name: str, params: Any) -> bytes:
-    """The model in a format."""
-    from jaxmnist import JaxmnistError, export
-
     try:
-        content = getattr(export, f"to_{name}")(params)
+        contents = {name: getattr(export, f"to_{name}")(params) for name in options.formats}
     except ModuleNotFoundError as error:
+        hint = cli.install_hint("export")
         raise JaxmnistError(
-            f"--formats {name} needs {error.name}: {cli.install_hint('export')}, "
-            "or name the formats that you want, for instance --formats safetensors page"
+            f"this needs {error.name}: {hint}, or leave out its --formats"
         ) from error
-    return content.encode() if isinstance(content, str) else content
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(f"Exported {'-'.join(map(str, (784, *model.hidden, 10)))} to {options.out}:")
+    for name, content in contents.items():
+        content = content.encode() if isinstance(content, str) else content
+        with atomic_write(options.out / FILES[name]) as file:
+            file.write(content)
+        print(f"  {FILES[name]:19} {len(content) / 1000:5,.0f} kB\n      {USES[name]}")
+    if {"stablehlo", "onnx"} & set(contents):
+        print("images: uint8 [n, 28, 28], 0 background to 255 ink; result: float32 [n, 10]")
 
 
 if __name__ == "__main__":

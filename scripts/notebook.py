@@ -9,19 +9,13 @@
 # notebook printed in 2019: its seed is known, and `TorchGenerator` gives the random numbers that
 # PyTorch gave.
 #
-# Open the file as a notebook in your editor or, with Jupytext, in Jupyter. Or run
-# `python scripts/notebook.py`: it ends in a table of what was compared, and fails if a number is
-# off. `compare`, which prints what the notebook printed and what ours does, and notes it for the
-# table, is in `_notebook.py`; the notebook's outputs are in `notebook_outputs.txt`.
+# `scripts/notebook.ipynb` shows it with its outputs. To run it, open that in Jupyter, or type
+# `python scripts/notebook.py`, which ends in a table of what was compared, and fails if a number is
+# off. `compare` puts what the notebook printed above what ours does, and notes it for the table; it
+# is in `_notebook.py`, and the notebook's outputs are in `notebook_outputs.txt`.
 
 # %%
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(globals().get("__file__", "notebook.py"))))
-from _notebook import as_text, compare, show, show_figure, start, table
-
-data_dir = start(globals())  # in Jupyter None: MNIST is where the library looks for it
+from _notebook import compare, data_dir, figure, show, table
 
 # %% [markdown]
 # ## Losses
@@ -46,26 +40,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmnist import (
-    MLP,
-    Dataset,
-    TrainState,
-    batches,
-    classifier_metrics,
-    classifier_objective,
-    cross_entropy,
-    evaluate,
-    flatten,
-    load_mnist,
-    make_train_epoch,
-    make_train_step,
-    nll_loss,
-    normalize,
-    preprocess,
-    to_tensor,
-)
+from jaxmnist import MLP, Dataset, TrainState, batches, cross_entropy, load_mnist, nll_loss
 from jaxmnist.plots import digit_grid, loss_curves
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
+from jaxmnist.transforms import flatten, normalize, to_tensor
 from jaxmnist.weights import to_state_dict
 
 # Unless told otherwise, JAX multiplies float32 matrices in TF32 on an NVIDIA GPU and in bfloat16 on
@@ -87,7 +65,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # trainset = datasets.MNIST('~/.pytorch/MNIST_data/', download=True, train=True,
 #                           transform=transform)
 # trainloader = torch.utils.data.DataLoader(trainset, batch_size=64, shuffle=True)
-train, test = load_mnist(data_dir)
+train, test = load_mnist(data_dir)  # in Jupyter None: where the library looks for it
 generator = TorchGenerator(165286645)  # torch.manual_seed(165286645)
 
 
@@ -128,11 +106,13 @@ params = init_params(generator)
 # images[0].shape
 images, labels = next_batch()
 compare(5, "shape of a batch", images.shape)
+
+# %%
 compare(6, "shape of an image", images[0].shape)
 
 # %%
 pixels = np.asarray((images[:, 0] * 0.5 + 0.5) * 255, np.uint8)
-show_figure(lambda: digit_grid(pixels.reshape(4, 16, 28, 28), "The first batch"))
+figure(digit_grid, pixels.reshape(4, 16, 28, 28), "The first batch")
 
 # %% [markdown]
 # ### Cells 7 and 8: flat images
@@ -173,21 +153,23 @@ params = init_params(generator)
 
 # images, labels = next(iter(trainloader))
 # print(images.shape)
-# images = images.view(images.shape[0], -1)
 images, labels = next_batch()
 compare(12, "shape of a batch", images.shape)
-images = flatten(images)
 
+# %%
+# images = images.view(images.shape[0], -1)
 # log_prob = model(images)
 # loss = criterion(log_prob, labels)
+images = flatten(images)
 log_probs = model.apply(params, images)
 loss = nll_loss(log_probs, labels).mean()
 compare(15, "negative log likelihood", loss)
 
-probabilities = jnp.exp(log_probs)
-print("     the first three images' probabilities sum to", probabilities.sum(axis=1)[:3])
-logits = MLP().apply(params, images)
-print("     cross-entropy of the same logits:", cross_entropy(logits, labels).mean())
+# %% [markdown]
+# The probabilities of an image sum to 1, and the cross-entropy of the logits is the same loss:
+
+# %%
+jnp.exp(log_probs).sum(axis=1)[:3], cross_entropy(MLP().apply(params, images), labels).mean()
 
 # %% [markdown]
 # ## Gradient descent
@@ -203,6 +185,7 @@ print("     cross-entropy of the same logits:", cross_entropy(logits, labels).me
 x = jnp.asarray(generator.randn((2, 2)))
 compare(16, "x = randn(2, 2)", x)
 
+# %%
 # y = x ** 2
 y = x**2
 compare(17, "y = x ** 2", y)
@@ -231,6 +214,8 @@ def mean_square(x: jax.Array) -> jax.Array:
 
 
 show(18, "y.grad_fn", jax.make_jaxpr(square)(x))
+
+# %%
 show(19, "z.grad_fn", jax.make_jaxpr(mean_square)(x))
 
 # %% [markdown]
@@ -242,12 +227,16 @@ show(19, "z.grad_fn", jax.make_jaxpr(mean_square)(x))
 
 # %%
 # x.grad
+show(21, "x.grad before", f"has x a .grad? {hasattr(x, 'grad')}")
+
+# %%
 # z.backward()
 # x.grad
-show(21, "x.grad before", f"has x a .grad? {hasattr(x, 'grad')}")
 gradient = jax.grad(mean_square)(x)
 compare(23, "gradient of z, x / 2", gradient)
-print("     off x / 2 by at most", jnp.abs(gradient - x / 2).max())
+
+# %%
+gradient - x / 2
 
 # %% [markdown]
 # ### In place of no_grad
@@ -265,8 +254,7 @@ def half_held(x: jax.Array) -> jax.Array:
     return (x * jax.lax.stop_gradient(x)).mean()
 
 
-share = jax.grad(half_held)(x) / gradient
-print("     share of the gradient that is left:", as_text(share.ravel()))
+jax.grad(half_held)(x) / gradient
 
 # %% [markdown]
 # ### Cells 24 and 25: putting it all together
@@ -293,9 +281,11 @@ def loss_fn(params: Any, batch: Dataset) -> jax.Array:
 
 
 # print('Before backward pass: \n', model[0].weight.grad)
+show(25, "before backward", "a gradient that nobody asked for is nowhere")
+
+# %%
 # loss.backward()
 # print('After backward pass: \n', model[0].weight.grad)
-show(25, "before backward", "a gradient that nobody asked for is nowhere")
 earlier_grads = jax.grad(loss_fn)(params, batch)
 compare(25, "gradient of the first weight", to_state_dict(earlier_grads)["0.weight"])
 
@@ -323,6 +313,7 @@ opt_state = tx.init(params)
 # print('Initial weights - ', model[0].weight)
 compare(27, "initial weights", to_state_dict(params)["0.weight"])
 
+# %%
 # images, labels = next(iter(trainloader))
 # images.resize_(64, 784)
 # optimizer.zero_grad()
@@ -334,10 +325,10 @@ batch = next_batch()
 grads = jax.grad(loss_fn)(params, batch)
 compare(27, "gradient of the first weight", to_state_dict(grads)["0.weight"])
 
+# %%
 again = jax.grad(loss_fn)(params, batch)
 accumulated = jax.tree.map(jnp.add, earlier_grads, grads)
-for name, tree in (("asked again", again), ("with cell 25's added", accumulated)):
-    print(f"     {name}, the second row is {to_state_dict(tree)['0.weight'][1, 0]:.4f}, ...")
+np.array([to_state_dict(tree)["0.weight"][1, 0] for tree in (grads, again, accumulated)])
 
 # %% [markdown]
 # ### Cell 28: an update
@@ -349,13 +340,45 @@ for name, tree in (("asked again", again), ("with cell 25's added", accumulated)
 # optimizer.step()
 # print('Updated weights - ', model[0].weight)
 updates, opt_state = tx.update(grads, opt_state, params)
-params = optax.apply_updates(params, updates)
-compare(28, "updated weights", to_state_dict(params)["0.weight"])
+updated = optax.apply_updates(params, updates)
+compare(28, "updated weights", to_state_dict(updated)["0.weight"])
+
+
+# %% [markdown]
+# ### One compiled step
+#
+# Cells 24 to 28 are a pure function of parameters, optimizer state and batch. `jax.jit` compiles it
+# as a whole, the first time that it is called; in a training loop this is all that you need. It
+# gives the update of cell 28, up to rounding:
+
+
+# %%
+@jax.jit
+def step(params: Any, opt_state: Any, batch: Dataset) -> tuple[Any, Any, jax.Array]:
+    """Gradient and update."""
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+
+stepped, opt_state, loss = step(params, opt_state, batch)
+loss, jnp.abs(to_state_dict(stepped)["0.weight"] - to_state_dict(updated)["0.weight"]).max()
+
+# %% [markdown]
+# ### The gradient of each image
+#
+# PyTorch adds up the gradients of a batch as it goes backward. `jax.vmap` makes a function of one
+# example a function of many: here a gradient of the first weight for each of the 64 images.
+
+# %%
+each = Dataset(batch.images[:, None], batch.labels[:, None])  # 64 batches of one image
+per_image = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, each)
+per_image["params"]["linear_0"]["weight"].shape
 
 # %% [markdown]
 # ## Training for a few epochs
 #
-# `make_train_step` is cells 24 to 28 as one function, `(state, batch) -> (state, metrics)`, and
+# `make_train_step` is the step above as `(state, batch) -> (state, metrics)`, and
 # `make_train_epoch` runs it over all 938 batches inside one compiled program: the images go to the
 # device once, the shuffled order is an argument, and Python is not called again until the epoch is
 # over. That is where the speed comes from: pure functions can be compiled together.
@@ -372,7 +395,7 @@ compare(28, "updated weights", to_state_dict(params)["0.weight"])
 # optimizer = optim.SGD(model.parameters(), lr=0.003)
 params = jax.tree.map(jnp.asarray, init_params(generator))
 tx = optax.sgd(0.003)
-state = TrainState(jnp.int32(0), params, tx.init(params))
+state = TrainState.create(params, tx)
 
 # epochs = 5
 # for e in range(epochs):
@@ -387,9 +410,10 @@ state = TrainState(jnp.int32(0), params, tx.init(params))
 #         running_loss += loss.item()
 #     else:
 #         print(f"Training loss: {running_loss/len(trainloader)}")
-objective = classifier_objective(
-    model.apply, nll_loss, transform=preprocess
-)  # of flat, normalized images
+from jaxmnist import classifier_metrics, classifier_objective, evaluate
+from jaxmnist.training import make_train_epoch, make_train_step
+
+objective = classifier_objective(model.apply, nll_loss)  # of the images as they came
 train_epoch = jax.jit(make_train_epoch(make_train_step(objective, tx), batch_size=64))
 train_on_device = jax.device_put(train)
 metrics = classifier_metrics(model.apply, nll_loss)  # the notebook has no test; this one has
@@ -402,15 +426,16 @@ for e in range(1, 6):
     losses.append(np.asarray(step_metrics["loss"], np.float64))
     # The notebook's mean: 938 losses, the last of only 32 images, added up as Python floats.
     epoch_loss = losses[-1].mean()
-    compare(29, f"loss of epoch {e}", f"Training loss: {epoch_loss}", within=2e-4)
+    print(compare(29, f"loss of epoch {e}", f"Training loss: {epoch_loss}", within=2e-4))
     found = run_test(state.params)
     scores = {"test_loss": float(found["loss"]), "test_accuracy": float(found["accuracy"])}
     records.append({"train_loss": float(epoch_loss), **scores})
 
-print(f"     test accuracy after the last epoch: {records[-1]['test_accuracy']:.2%}")
+# %%
+f"{records[-1]['test_accuracy']:.2%} of the test images"
 
 # %%
-show_figure(lambda: loss_curves({"five epochs": records}, np.stack(losses)))
+figure(loss_curves, {"five epochs": records}, np.stack(losses))
 
 # %% [markdown]
 # ### Cell 30: a label
@@ -429,4 +454,4 @@ compare(30, "labels[0]", labels[0])
 # largest one between printed numbers.
 
 # %%
-print("\n" + table())
+table()
