@@ -139,6 +139,7 @@ def run_cells(path: Path, options: Options) -> None:
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
         content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
         path.with_suffix(".ipynb").write_text(json.dumps(content, indent=1) + "\n")
+        print(f"Wrote {path.with_suffix('.ipynb')}")
 
 
 def describe(printed: str, value: Any) -> list[dict[str, Any]]:

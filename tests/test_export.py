@@ -152,7 +152,7 @@ def test_what_the_script_refuses(script, trained_run, tmp_path, monkeypatch):
     refused(script("export.py", trained_run, "--out", out, "--formats", "pickle"), 2, "pickle")
     refused(script("export.py", other, "--out", out), 1, f"{other}: a model of 784 numbers")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    words = "this needs onnx: ", ".[export]'"
+    words = "this needs onnx: ", "[export]'"
     refused(script("export.py", trained_run, "--out", out, "--formats", "page", "onnx"), 1, *words)
     assert not out.exists()
     (tmp_path / "file").touch()
