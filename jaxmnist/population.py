@@ -1,11 +1,11 @@
 """Populations: one pure function of a member, mapped over many members on all devices.
 
-The members know nothing of one another, so each device computes its own, and nothing is sent
-between them. Each member gets the result that the same function gives it alone.
+Members are independent: each device computes its own, nothing is sent between devices, and each
+member gets the result that the same function gives it alone.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -15,21 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from jaxmnist.errors import JaxmnistError
-from jaxmnist.machine import free_memory
 
-MEMORY_SHARE = 0.75  # of the free memory may be used; the rest is for what XLA's account leaves out
-ACCELERATOR_WIDTH = 256  # members at once: 10 GFLOP a step of the notebook's model fill any
+MEMORY_SHARE = 0.75  # XLA underestimates its memory use; leave a quarter free
+ACCELERATOR_WIDTH = 256  # 256 of the notebook's models fill any accelerator
 
 Run = Callable[[Any, Any], Any]  # (member, data) -> arrays
-Chunk = tuple[Int[np.ndarray, " chunk"], Any]  # the members' row numbers, their results
-
-
-class Job(NamedTuple):
-    """Members of one program, some of which are to be computed."""
-
-    run: Run
-    members: Any  # all of them: how many go into a chunk does not depend on what is left
-    rows: Int[np.ndarray, " left"]  # the numbers of those that are left
 
 
 class Population(NamedTuple):
@@ -38,7 +28,7 @@ class Population(NamedTuple):
     program: jax.stages.Compiled
     data: Any  # lies on every device
     mesh: Mesh
-    chunk: int  # members a call of the program computes, on all devices
+    chunk: int  # members that a call of the program computes, on all devices
     memory: int  # bytes that a call takes on each device, the data included, as XLA counts them
 
 
@@ -51,19 +41,21 @@ def compile_population(
     width: int | None = None,
     free: int | None = None,
 ) -> Population:
-    """Compile the one program for all members, for as many at once as fit into the memory.
+    """Compile one program for all members, for as many at once as fit into the memory.
 
     Args:
-        run: `run(member, data) -> arrays`, pure, what is done for one member.
+        run: `run(member, data) -> arrays`, pure: what is done for one member.
         members: a pytree of arrays `[members, ...]`, what the members differ in: seeds, learning
             rates, whole training states. Only shapes and dtypes are read.
-        data: what all members read, a pytree of arrays; each device is given it once.
+        data: what all members read, a pytree of arrays; it is copied to each device once.
         devices: where to compute, by default all of this process. A CPU is a single one unless
             `jax_num_cpu_devices` says otherwise; one a core is the quickest by far.
         width: how many members a device computes at once, at most. By default
-            `ACCELERATOR_WIDTH`, but 1 on CPUs, where a core has enough to do with one: of 8 in a
-            vmap each takes 15 % longer.
-        free: bytes that may be used on each device, by default `MEMORY_SHARE` of what is free.
+            `ACCELERATOR_WIDTH`, but 1 on CPUs, where one member fills a core: of 8 in a vmap each
+            takes 15 % longer. It is 1 too where the program draws numbers by XLA's own generator
+            (`rbg`), which under vmap gives other numbers than alone.
+        free: bytes that are free on each device, of which `MEMORY_SHARE` may be used. By default
+            what JAX knows of the device; it knows nothing of CPUs, so there is no limit on them.
 
     Raises:
         ValueError: there are no members, or the arrays have not the same number of them.
@@ -80,30 +72,44 @@ def compile_population(
     >>> run_population(population, rates).tolist()
     [0.0, 1023.0, 1024.0, 0.0]
     """
-    count = count_members(members)
+    count = _count(members)
     devices = jax.local_devices() if devices is None else devices
     devices = devices[: -(-count // -(-count // len(devices)))]  # all of them equally busy
     if width is None:
         width = 1 if devices[0].platform == "cpu" else ACCELERATOR_WIDTH
     if free is None:
-        found = free_memory(devices)
-        free = None if found is None else int(MEMORY_SHARE * found)
+        stats = [device.memory_stats() for device in devices]
+        if all(stats):
+            free = min(found["bytes_limit"] - found["bytes_in_use"] for found in stats)
+    usable = math.inf if free is None else MEMORY_SHARE * free
     mesh = jax.make_mesh((len(devices),), ("members",), (AxisType.Auto,), devices=devices)
     while True:
         calls = -(-count // (width * mesh.size))
         width = -(-count // (calls * mesh.size))  # no more than needed to end in as many calls
-        program = _compile(run, members, data, mesh, width)
-        memory = _memory(program)
-        if free is None or memory <= free:
+        lowered = _lower(run, members, data, mesh, width)
+        if width > 1 and "rng_bit_generator" in lowered.as_text():
+            width = 1
+            continue
+        program = lowered.compile()
+        sizes: Any = program.memory_analysis()
+        kinds = ("argument", "output", "temp", "generated_code")
+        memory = sum(getattr(sizes, f"{kind}_size_in_bytes") for kind in kinds)
+        if memory <= usable:
             break
         if width == 1:
-            raise JaxmnistError(_too_large(mesh, memory, free))
-        width = max(1, min(width - 1, int(width * free / memory)))
+            raise JaxmnistError(
+                f"one model on each of {mesh.size} devices ({devices[0].platform}) takes "
+                f"{memory / 1e9:.2f} GB there, and {usable / 1e9:.2f} GB can be used: choose a "
+                "smaller model or batch size, or fewer cores by JAX_NUM_CPU_DEVICES=N"
+            )
+        width = max(1, min(width - 1, int(width * usable / memory)))
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     return Population(program, data, mesh, width * mesh.size, memory)
 
 
-def run_chunks(population: Population, members: Any) -> Iterator[Chunk]:
+def run_chunks(
+    population: Population, members: Any
+) -> Iterator[tuple[Int[np.ndarray, " chunk"], Any]]:
     """The results of the members, chunk by chunk, each as soon as it is computed.
 
     Args:
@@ -111,71 +117,29 @@ def run_chunks(population: Population, members: Any) -> Iterator[Chunk]:
         members: like those that it was compiled for, any number of them.
 
     Yields:
-        The row numbers of a chunk's members, and their results: what the run gives, as NumPy arrays
+        The row numbers of a chunk's members, and their results: what `run` gives, as NumPy arrays
         (typed PRNG keys as JAX's) with the axis `[chunk]` in front.
-
-    Raises:
-        JaxmnistError: a device has run out of memory.
     """
-    count, split = count_members(members), NamedSharding(population.mesh, PartitionSpec("members"))
+    count, split = _count(members), NamedSharding(population.mesh, PartitionSpec("members"))
     for first in range(0, count, population.chunk):
         rows = np.arange(first, first + population.chunk) % count  # the last call is filled up
-        chunk = jax.tree.map(lambda values, rows=rows: values[rows], members)
-        chunk = jax.device_put(chunk, split)
+        chunk = jax.device_put(jax.tree.map(lambda x, rows=rows: x[rows], members), split)
         real = min(population.chunk, count - first)
-        try:
-            results = jax.device_get(population.program(chunk, population.data))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise JaxmnistError(
-                f"{population.chunk} models at once need {population.memory / 1e9:.2f} GB on each "
-                "device, which is no longer free there; end what else uses it, or train fewer"
-            ) from None
-        yield rows[:real], jax.tree.map(lambda values, real=real: values[:real], results)
-
-
-def run_jobs(
-    jobs: Sequence[Job], data: Any, *, devices: Sequence[jax.Device] | None = None
-) -> Iterator[tuple[int, Population, Chunk]]:
-    """The results of several programs, chunk by chunk; each is compiled while the one before runs.
-
-    Args:
-        jobs: what to compute, one program after the other.
-        data, devices: as in `compile_population`.
-
-    Yields:
-        The number of the job, its program, and a chunk as of `run_chunks`.
-
-    Raises:
-        ValueError, JaxmnistError: as in `compile_population` and `run_chunks`.
-    """
-    devices = jax.local_devices() if devices is None else devices
-    found = free_memory(devices)  # now: later a program will have its memory
-    free = None if found is None else int(MEMORY_SHARE * found)
-
-    def compile_job(job: Job) -> Population:
-        return compile_population(job.run, job.members, data, devices=devices, free=free)
-
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(compile_job, jobs[0]) if jobs else None
-        for number, job in enumerate(jobs):
-            assert following is not None
-            population = following.result()
-            if number + 1 < len(jobs):
-                following = pool.submit(compile_job, jobs[number + 1])
-            left = jax.tree.map(lambda values, job=job: values[job.rows], job.members)
-            for rows, results in run_chunks(population, left):
-                yield number, population, (job.rows[rows], results)
+        results = jax.device_get(population.program(chunk, population.data))
+        yield rows[:real], jax.tree.map(lambda x, real=real: x[:real], results)
 
 
 def run_population(population: Population, members: Any) -> Any:
     """The results of all members, with the axis `[members]` in front."""
-    results = [results for _, results in run_chunks(population, members)]
-    return jax.tree.map(lambda *chunks: _concatenate(chunks), *results)
+
+    def concatenate(*chunks: Any) -> Any:
+        typed_keys = isinstance(chunks[0], jax.Array)  # NumPy has no dtype for them
+        return jnp.concatenate(chunks) if typed_keys else np.concatenate(chunks)
+
+    return jax.tree.map(concatenate, *(results for _, results in run_chunks(population, members)))
 
 
-def count_members(members: Any) -> int:
+def _count(members: Any) -> int:
     """The length of the first axis, which all arrays of the pytree must share."""
     lengths = {len(leaf) for leaf in jax.tree.leaves(members)}
     if len(lengths) != 1 or 0 in lengths:
@@ -183,19 +147,14 @@ def count_members(members: Any) -> int:
     return lengths.pop()
 
 
-def _concatenate(chunks: Sequence[Any]) -> Any:
-    typed_keys = isinstance(chunks[0], jax.Array)  # NumPy has no dtype for them
-    return jnp.concatenate(chunks) if typed_keys else np.concatenate(chunks)
-
-
-def _compile(run: Run, members: Any, data: Any, mesh: Mesh, width: int) -> jax.stages.Compiled:
+def _lower(run: Run, members: Any, data: Any, mesh: Mesh, width: int) -> jax.stages.Lowered:
     """The program for `width` members on each device of the mesh."""
 
     def run_all(members: Any, data: Any) -> Any:
         def run_one(member: Any) -> Any:
             return run(member, data)
 
-        # A batch of one makes XLA's matmuls on CPUs 15 % slower, a loop of one does not.
+        # On CPUs a batch of one makes XLA's matmuls 15 % slower, a loop of one does not.
         return jax.lax.map(run_one, members) if width == 1 else jax.vmap(run_one)(members)
 
     split, shared = PartitionSpec("members"), PartitionSpec()
@@ -203,34 +162,14 @@ def _compile(run: Run, members: Any, data: Any, mesh: Mesh, width: int) -> jax.s
     mapped = jax.shard_map(
         run_all, mesh=mesh, in_specs=(split, shared), out_specs=split, check_vma=False
     )
-    members_shapes = _shapes(members, NamedSharding(mesh, split), (width * mesh.size,))
-    data_shapes = _shapes(data, NamedSharding(mesh, shared))
-    return jax.jit(mapped).lower(members_shapes, data_shapes).compile()
 
+    def shapes(tree: Any, spec: PartitionSpec, *count: int) -> Any:
+        """The tree's shapes and dtypes as JAX will see them: float32 for the float64 of NumPy."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                (*count, *leaf.shape[len(count) :]), leaf.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            jax.eval_shape(lambda tree: tree, tree),
+        )
 
-def _shapes(tree: Any, sharding: NamedSharding, count: tuple[int, ...] = ()) -> Any:
-    """The tree's shapes, dtypes and sharding; `count` replaces the first axes' sizes."""
-
-    def shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        shape = count + leaf.shape[len(count) :]
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
-
-    # As JAX will see them: float32 for the float64 of NumPy.
-    return jax.tree.map(shape, jax.eval_shape(lambda tree: tree, tree))
-
-
-def _memory(program: jax.stages.Compiled) -> int:
-    """Bytes on each device, while the program runs there."""
-    sizes: Any = program.memory_analysis()
-    kinds = ("argument", "output", "temp", "generated_code")
-    return sum(getattr(sizes, f"{kind}_size_in_bytes") for kind in kinds)
-
-
-def _too_large(mesh: Mesh, memory: int, free: int) -> str:
-    platform = mesh.devices.flat[0].platform
-    fewer = ", or fewer cores by JAX_NUM_CPU_DEVICES=N"
-    return (
-        f"one model on each of {mesh.size} devices ({platform}) takes {memory / 1e9:.2f} GB there, "
-        f"and {free / 1e9:.2f} GB can be used: choose a smaller model or batch size"
-        + (fewer if platform == "cpu" and mesh.size > 1 else "")
-    )
+    return jax.jit(mapped).lower(shapes(members, split, width * mesh.size), shapes(data, shared))
