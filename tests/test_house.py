@@ -17,10 +17,10 @@ MODULES = {
 
 
 def layer(name: str) -> int:
-    """0 for the core, 1 beside it, 2 for pictures and data, 3 for runs, 4 for what imports all."""
+    """The core, beside it, pictures and data, runs, the package's own names, scripts, tests."""
     room, module, *_ = [*name.split("."), ""]
     if room != "jaxmnist" or not module:
-        return 4
+        return 4 + ("jaxmnist", "scripts", "tests").index(room)
     return {"pictures": 2, "datasets": 2, "runs": 3}.get(module, 0 if module in CORE else 1)
 
 
@@ -42,7 +42,4 @@ def test_imports_go_one_way():
     graph = {name: set(imports(path)) for name, path in MODULES.items()}
     for name, needs in graph.items():
         assert not {other for other in needs if layer(other) > layer(name)}, name
-        room = name.partition(".")[0]
-        rooms = {other.partition(".")[0] for other in needs}
-        assert rooms <= {room, "jaxmnist"}, f"{name}: scripts and tests know only the library"
     list(TopologicalSorter(graph).static_order())  # raises a CycleError
