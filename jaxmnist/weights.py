@@ -160,7 +160,7 @@ def _load_torch(content: bytes) -> dict[str, np.ndarray]:
         if size <= len(content):
             file.seek(0)
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-            _expect_names(tensors)  # a checkpoint that holds more than weights is told by its keys
+            _expect_names(tensors.keys())  # names those of a checkpoint with more than weights
             size = sum(tensor.nbytes for tensor in tensors.values())
         if size > len(content):
             raise DataError(f"its arrays take {size:,} bytes, more than the file")

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 import tracemalloc
 import warnings
 import zipfile
@@ -26,9 +27,11 @@ from jaxmnist.runs.randomness import torch_orders
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 from jaxmnist.training import TrainState
 from jaxmnist.transforms import normalize, to_tensor
-from jaxmnist.weights import from_state_dict, load_weights, save_weights, to_state_dict
+from jaxmnist.weights import load_weights, save_weights, to_state_dict
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 pytestmark = pytest.mark.oracle
 
 SEEDS = [0, 1, 165286645, 2**31 + 5, 2**40 + 17, -1, 2**64 - 1, -(2**63)]
@@ -183,14 +186,6 @@ def test_linear_layers_of_other_sizes(sizes):
         np.testing.assert_array_equal(bias, linear.bias.detach().numpy(), strict=True)
 
 
-@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
-def test_the_same_seeds_are_refused(seed):
-    with pytest.raises(ValueError, match="Overflow"):
-        torch.manual_seed(seed)
-    with pytest.raises(ValueError, match="a PyTorch seed is from"):
-        TorchGenerator(seed)
-
-
 # Transforms.
 
 
@@ -263,46 +258,29 @@ def logits_of_jax(params, images):
 
 def test_weights_of_pytorch_give_its_logits(trained, examples, tmp_path):
     expected = logits_of_torch(trained, examples.images)
-    for name in ("w.pt", "w.pth"):
-        torch.save(trained.state_dict(), tmp_path / name)
-        params = load_weights(tmp_path / name)
-        logits = logits_of_jax(params, examples.images)
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    # Its format of before 2020, a plain pickle; and names that say nothing or something else.
+    legacy = {"_use_new_zipfile_serialization": False}
+    torch.save(trained.state_dict(), tmp_path / "model.pth.tar", **legacy)
+    torch.save(trained.state_dict(), tmp_path / "w.safetensors")
+    save_file(trained.state_dict(), tmp_path / "w.bin")
+    for name in ("w.pt", "model.pth.tar", "w.safetensors", "w.bin"):
+        logits = logits_of_jax(load_weights(tmp_path / name), examples.images)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
-    safetensors_torch = pytest.importorskip("safetensors.torch")
-    safetensors_torch.save_file(trained.state_dict(), tmp_path / "w.safetensors")
-    np.testing.assert_array_equal(
-        logits_of_jax(load_weights(tmp_path / "w.safetensors"), examples.images), logits
-    )
-    np.testing.assert_array_equal(
-        logits_of_jax(from_state_dict(numpy_state(trained)), examples.images), logits
-    )
 
 
 def test_weights_of_ours_give_the_same_logits_in_pytorch(examples, tmp_path):
-    safetensors_torch = pytest.importorskip("safetensors.torch")
     params = MLP().init(jax.random.key(0), jnp.zeros((1, 784)))
-    expected = logits_of_jax(params, examples.images)
-    for name in ("w.safetensors", "w.pt", "w.pth"):
-        save_weights(tmp_path / name, params)
-        model = torch_mlp(log_probs=True)[:5]
-        if name == "w.safetensors":
-            state_dict = safetensors_torch.load_file(tmp_path / name)
-        else:
-            state_dict = torch.load(tmp_path / name, weights_only=True)
-        model.load_state_dict(state_dict, strict=True)
-        logits = logits_of_torch(model, examples.images)
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["w.pt", "w.pth", "w.safetensors"]
-
-
-def test_loaded_weights_do_not_change_with_the_model():
-    torch.manual_seed(0)
+    save_weights(tmp_path / "w.safetensors", params)
     model = torch_mlp()
-    params = from_state_dict(numpy_state(model))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(params))
+    model.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
+    logits = logits_of_torch(model, examples.images)
+    expected = logits_of_jax(params, examples.images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+with warnings.catch_warnings(action="ignore"):  # which is not shown when it is loaded
+    SPARSE = torch.ones(3, 3).to_sparse_csr()
 
 
 class Touch:
@@ -318,20 +296,15 @@ class Touch:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"garbage" * 20),
         lambda path: path.write_bytes(b"\x80\x04\x95 not a pickle"),
         lambda path: path.write_bytes(b"PK\x03\x04" + b"\x00" * 50),
-        lambda path: path.write_bytes(pickle.dumps({"0.weight": np.ones(3)})),
         lambda path: path.write_bytes(pickle.dumps(Touch(path.with_name("touched")))),
         lambda path: torch.save(Touch(path.with_name("touched")), path),
         lambda path: torch.save(torch_mlp(), path),
         lambda path: torch.save([torch.ones(3)], path),
-        lambda path: torch.save(torch.ones(3), path),
         lambda path: torch.save({"0.weight": "text", "0.bias": 3}, path),
-        lambda path: torch.save({"state_dict": torch_mlp().state_dict(), "epoch": 3}, path),
         lambda path: torch.save(torch_mlp().bfloat16().state_dict(), path),
-        lambda path: torch.save({"0.weight": torch.ones(3, 3).to_sparse()}, path),
+        lambda path: torch.save({"0.weight": SPARSE, "0.bias": SPARSE}, path),
     ],
 )
 def test_damaged_and_foreign_pt_files(make, tmp_path):
@@ -363,50 +336,40 @@ def test_pt_files_take_no_more_memory_than_their_size(make, tmp_path):
     path = tmp_path / "w.pt"
     make(path)
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"w.pt: takes [\d,]+ bytes, more than the file has"):
+    with pytest.raises(DataError, match=r"w.pt: its arrays take [\d,]+ bytes, more than the file"):
         load_weights(path)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000  # NumPy's arrays are counted
     tracemalloc.stop()
 
 
-def test_what_pytorch_warns_about_is_not_shown(tmp_path):
-    path = tmp_path / "w.pt"
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        torch.save({"0.weight": torch.ones(3, 3).to_sparse_csr()}, path)
-        torch.load(path, weights_only=True)
-        assert seen
-        seen.clear()
-        with pytest.raises(DataError, match="damaged, or not a PyTorch state dict"):
-            load_weights(path)
-        assert not seen
-
-
 def test_truncated_pt_files(tmp_path):
     path = tmp_path / "w.pt"
-    save_weights(path, init_params(TorchGenerator(0), (5, 4, 3)))
+    torch.save(torch_mlp().state_dict(), path)
     content = path.read_bytes()
-    for size in (1, 10, 100, len(content) // 2, len(content) - 1):
+    for size in (10, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
-        with pytest.raises(
-            DataError, match=r"w.pt: damaged, or not a PyTorch state dict of [^\n]*$"
-        ):
+        with pytest.raises(DataError, match=r"w.pt: damaged, or not a PyTorch state dict of"):
             load_weights(path)
 
 
 @pytest.mark.parametrize(
-    ("state_dict", "message"),
+    ("content", "message"),
     [
         (lambda: torch_mlp().half().state_dict(), "0.weight and 0.bias are float16"),
-        (lambda: torch_mlp().double().state_dict(), "0.weight and 0.bias are float64"),
-        (lambda: torch_mlp()[:2].state_dict() | {5: torch.ones(1)}, "unexpected key 5"),
-        (lambda: torch.nn.Linear(5, 3).state_dict(), "unexpected key 'bias'"),
-        (dict, "missing key '0.bias'"),
+        (lambda: torch_mlp()[:2].state_dict() | {5: torch.ones(1)}, "unexpected keys [5], missing"),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Flatten(), torch_mlp()[0]).state_dict(),
+            "unexpected keys ['1.bias', '1.weight'], missing keys ['0.weight', '0.bias']",
+        ),
+        (
+            lambda: {"state_dict": torch_mlp().state_dict(), "epoch": 3},
+            "unexpected keys ['epoch', 'state_dict'], missing keys ['0.weight', '0.bias']",
+        ),
     ],
 )
-def test_pt_files_of_other_models(state_dict, message, tmp_path):
-    torch.save(state_dict(), tmp_path / "w.pt")
-    with pytest.raises(DataError, match=rf"w.pt: {message}[^\n]*$"):
+def test_pt_files_of_other_models(content, message, tmp_path):
+    torch.save(content(), tmp_path / "w.pt")
+    with pytest.raises(DataError, match=re.escape(f"w.pt: {message}")):
         load_weights(tmp_path / "w.pt")
 
 
@@ -415,13 +378,6 @@ def test_pt_files_of_other_models(state_dict, message, tmp_path):
 MOMENTUM = {"lr": 0.01, "momentum": 0.9}
 OPTIMIZERS = {
     "sgd": ({"lr": 0.003}, optax.sgd(0.003), 51),
-    "momentum": (MOMENTUM, optax.sgd(0.01, momentum=0.9), 20),
-    "nesterov": (MOMENTUM | {"nesterov": True}, optax.sgd(0.01, 0.9, nesterov=True), 20),
-    "decay": (
-        {"lr": 0.01, "weight_decay": 1e-2},
-        optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.01)),
-        20,
-    ),
     "all three": (
         MOMENTUM | {"weight_decay": 1e-2, "nesterov": True},
         optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.01, 0.9, nesterov=True)),
