@@ -44,12 +44,8 @@ class SearchOptions:
     sampler: Literal["random", "tpe"] = cli.option("random", "At random, or by Optuna's TPE.")
     sample_seed: int = cli.option(0, "Seed of the sampler.", o.at_least(0, 2**32))
     seeds: int = cli.option(1, "Train each setting with the seeds 0 to N - 1.", o.at_least(1))
-    study: str | None = cli.option(
-        None, "A file, or the URL of a database, that keeps the study.", metavar="FILE|URL#NAME"
-    )
-    out: Path | None = cli.option(
-        None, "Losses and accuracies of each model and epoch.", o.file_type(".csv"), metavar="CSV"
-    )
+    study: str | None = cli.option(None, "A file or database to keep it in.", metavar="FILE|URL")
+    out: Path | None = cli.option(None, "For all losses and accuracies.", o.file_type(".csv"))
     top: int = cli.option(10, "How many settings the table shows.", o.at_least(1))
     plot: Path | None = cli.option(None, "A directory for plots.", o.local_path, metavar="DIR")
 
@@ -76,9 +72,7 @@ def main(options: Options) -> None:
     from jaxmnist.runs.search import plot, write_csv
 
     out, plots = options.search.out, options.search.plot
-    if plots:  # what is missing shows before the training
-        import matplotlib  # noqa: F401
-
+    if plots:
         plots.mkdir(parents=True, exist_ok=True)
 
     # train

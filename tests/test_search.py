@@ -112,7 +112,6 @@ def test_random_settings_are_the_same_for_every_worker():
     rates = np.array([setting["learning_rate"] for setting in many])
     assert ((rates >= 1e-4) & (rates <= 1e-1)).all()
     assert 0.3 < (rates < 10**-2.5).mean() < 0.7  # logarithmic
-    assert [float(f"{rate:.4g}") for rate in rates] == list(rates)
     assert {setting["batch_size"] for setting in many} == {2, 3, 4, 5}
     assert {setting["optimizer"] for setting in many} == {"sgd", "adam"}
     assert make_search("batch_size=1,2", sample=9).count == 2  # there are no more

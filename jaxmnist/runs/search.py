@@ -16,7 +16,7 @@ import random
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
@@ -46,6 +46,7 @@ Setting = dict[str, Any]  # option -> its value as Optuna has it: a number, a te
 Key = frozenset[tuple[str, Any]]  # of a setting
 Curves = dict[str, list[Any]]  # score -> an epoch's number; None where not all are finite
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it tells of each trial and study
 MAX_SETTINGS = 100_000  # more are a mistyped number
 PROPOSALS = 8  # that TPE makes at once; with more it learns too late from their results
 
@@ -106,9 +107,7 @@ class Search:
         """A trial of Optuna's with this setting."""
         return create_trial(params=setting, distributions=self.space, **about)
 
-    def draw(
-        self, sampler: optuna.samplers.BaseSampler, count: int, claims: Mapping[Key, FrozenTrial]
-    ) -> list[Setting]:
+    def draw(self, sampler: Any, count: int, claims: Mapping[Key, FrozenTrial]) -> list[Setting]:
         """Up to `count` settings of a sampler, which learns from the claims, and none of these.
 
         One that diverged counts as the worst, so that it is avoided.
@@ -119,16 +118,10 @@ class Search:
             state = TrialState.RUNNING if value is None else TrialState.COMPLETE
             study.add_trial(self.trial(claim.params, state=state, value=value))
 
-        def ask(_: int) -> Setting:
-            listed = {n for n, s in self.space.items() if isinstance(s, CategoricalDistribution)}
-            drawn = study.ask(self.space).params
-            return {name: v if name in listed else _round(v) for name, v in drawn.items()}
+        drawn = (study.ask(self.space).params for _ in range(100 * count))
+        return self._possible(drawn, count, claims)
 
-        return self._possible(map(ask, range(100 * count)), count, claims)
-
-    def _possible(
-        self, settings: Iterable[Setting], count: int, known: Collection[Key] = ()
-    ) -> list[Setting]:
+    def _possible(self, settings: Iterable[Setting], count: int, known: Any = ()) -> list[Setting]:
         """The first `count` that are possible, different and not known."""
         found: dict[Key, Setting] = {}
         for setting in settings:
@@ -167,7 +160,7 @@ class Search:
         if ranged:
             if len(parts) != 2 or not numbers or values[0] >= values[1] or (log and values[0] <= 0):
                 raise UsageError(f"{name}={text}: a range is LOW:HIGH or, above 0, log:LOW:HIGH")
-            return make(*map(_round, values), log=log), values
+            return make(*values, log=log), values
         if len(set(values)) < len(values):
             raise UsageError(f"{name}={text}: a value is given twice")
         if numbers and not sampled:
@@ -186,7 +179,6 @@ def open_study(where: str | None) -> optuna.Study:
     Raises:
         JaxmnistError, OSError: it cannot be opened.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     place, _, name = (where or "").partition("#")
     patience = {"connect_args": {"timeout": 60}} if place.startswith("sqlite") else {}
     about: dict[str, Any] = {"study_name": name or "jaxmnist", "direction": "maximize"}
@@ -200,8 +192,7 @@ def open_study(where: str | None) -> optuna.Study:
         except (ImportError, KeyError, ValueError, SQLAlchemyError, OptunaError) as error:
             if attempt == 3:
                 reason = getattr(error, "orig", None) or error.__cause__ or error
-                driver = isinstance(error, ImportError)
-                hint = "; PostgreSQL needs psycopg[binary], MySQL PyMySQL" if driver else ""
+                hint = "; try pip install psycopg[binary]" * isinstance(error, ImportError)
                 raise JaxmnistError(f"--study: {str(reason).splitlines()[0]}{hint}") from None
             time.sleep(random.random())
     raise AssertionError
@@ -276,10 +267,8 @@ class Worker:
         given = self.search.options({}) | {**self.about, "settings": self.search.how}
         here = {n: "searched" if n in self.search.space else str(v) for n, v in given.items()}
         there = self.study.user_attrs.get("search", here)
-        told = [
-            f"{n} {there.get(n)} there, {here[n]} here" for n in here if there.get(n) != here[n]
-        ]
-        if told:
+        differ = [(n, there.get(n), value) for n, value in here.items() if value != there.get(n)]
+        if told := [f"{name} {old} there, {new} here" for name, old, new in differ]:
             raise UsageError(f"the study has another search: {'; '.join(told)}")
         if "search" not in self.study.user_attrs:
             self.study.set_user_attr("search", here)
@@ -302,13 +291,11 @@ class Worker:
                 self._claim(itertools.islice(same, count), found)
                 _, claims = self._scan()
             running = [claim for claim in claims.values() if claim.state == TrialState.RUNNING]
-            if new:
-                running = [claim for claim in running if claim.user_attrs["worker"] == self.name]
-            elif running:  # several idle workers take different ones
-                running = [random.choice(running)]
-            else:
+            if not new and not running:
                 return
-            for _ in self._train(running):
+            mine = [claim for claim in running if claim.user_attrs["worker"] == self.name]
+            # What an idle worker takes is random, so that several take different ones.
+            for _ in self._train(mine if new else [random.choice(running)]):
                 yield self.done()
 
     def done(self) -> int:
@@ -317,8 +304,8 @@ class Worker:
 
     def results(self) -> list[Result]:
         """The settings of which a model is trained, in their order."""
-        found, settings = self._scan()[0], self.search.settings
-        keys = found if settings is None else map(_key, settings)
+        found = self._scan()[0]
+        keys = map(_key, self.search.settings) if self.search.settings else found
         return [found[key] for key in keys if key in found and found[key].members]
 
     def _scan(self) -> tuple[dict[Key, Result], dict[Key, FrozenTrial]]:
@@ -348,9 +335,8 @@ class Worker:
     def _unclaimed(self, found: Mapping[Key, Result], claims: Mapping[Key, Any]) -> list[Setting]:
         """The settings that have no trial that counts; TPE may propose some."""
         search, known = self.search, [result.setting for result in found.values()]
-        settings = known if search.settings is None else search.settings
-        new = [setting for setting in settings if _key(setting) not in claims]
-        if new or search.settings is not None:
+        new = [setting for setting in search.settings or known if _key(setting) not in claims]
+        if new or search.settings:
             return new
         sampler = optuna.samplers.TPESampler(seed=search.seed + len(claims))
         return search.draw(sampler, min(PROPOSALS, search.count - len(claims)), claims)
@@ -360,9 +346,9 @@ class Worker:
         about = {"search": self.digest, "worker": self.name, "seeds": self.search.seeds}
         for setting in settings:
             members = found[_key(setting)].members.items() if _key(setting) in found else ()
-            attributes = about | {f"seed {seed}": curves for seed, curves in members}
-            trial = self.search.trial(setting, state=TrialState.RUNNING, user_attrs=attributes)
-            self.study.add_trial(trial)
+            given = about | {f"seed {seed}": curves for seed, curves in members}
+            claim = self.search.trial(setting, state=TrialState.RUNNING, user_attrs=given)
+            self.study.add_trial(claim)
 
     def _train(self, claims: Sequence[FrozenTrial]) -> Iterator[None]:
         """Train the models that the trials, all of one program, lack."""
@@ -436,27 +422,15 @@ def make_run(options: Mapping[str, Any]) -> Run:
         model, train_step, metrics_fn = make_training(given["hidden"], given["loss"], augment, tx)
 
         def test(state: TrainState) -> Metrics:
-            tests = data.keys() - {"train"}
-            return {name: evaluate(metrics_fn, state.params, data[name]) for name in sorted(tests)}
+            names = sorted(data.keys() - {"train"})
+            return {name: evaluate(metrics_fn, state.params, data[name]) for name in names}
 
-        state, metrics = train(
-            train_step,
-            init_state(model, tx, key),
-            data["train"],
-            key,
-            epochs=given["epochs"],
-            batch_size=given["batch_size"],
-            test=test,
-        )
+        state, sizes = init_state(model, tx, key), {n: given[n] for n in ("epochs", "batch_size")}
+        state, metrics = train(train_step, state, data["train"], key, test=test, **sizes)
         finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
         return {**metrics, "finite": jnp.stack(finite).all()}
 
     return run
-
-
-def _round(number: Any) -> Any:
-    """To four digits, so that a table shows what is trained with."""
-    return type(number)(f"{number:.4g}") if isinstance(number, float) else number
 
 
 def _key(setting: Setting) -> Key:
@@ -495,11 +469,10 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
 
 def plot(worker: Worker, directory: Path) -> None:
     """Draw Optuna's plots of the settings: history, slices and, of ten at least, importances."""
-    import matplotlib
-    from matplotlib import pyplot
+    from matplotlib import pyplot, rc_context
     from optuna.visualization import matplotlib as optuna_plots
 
-    matplotlib.use("agg")
+    pyplot.switch_backend("agg")
     study, space = optuna.create_study(direction="maximize"), dict(worker.search.space)
     for name, of_name in space.items():  # on a logarithmic axis, if that is how wide it is
         if isinstance(of_name, FloatDistribution) and 0 < 10 * of_name.low <= of_name.high:
@@ -508,17 +481,14 @@ def plot(worker: Worker, directory: Path) -> None:
     for result in good:
         value = result.score(worker.ranked_by)[0]
         study.add_trial(create_trial(value=value, params=result.setting, distributions=space))
-    draw: dict[str, Any] = {
-        "history": optuna_plots.plot_optimization_history,
-        "slices": optuna_plots.plot_slice,
-    }
-    if len(good) >= 10 and len(space) > 1:
-        draw["importances"] = optuna_plots.plot_param_importances
+    names = ["optimization_history", "slice"]
+    names += ["param_importances"] if len(good) >= 10 and len(space) > 1 else []
     label = f"{worker.ranked_by.replace('_', ' ')}, mean of {worker.search.seeds} seeds"
     # Optuna sets the style of the whole process, and warns of what it does itself.
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, make in draw.items():
+        for name in names:
+            make: Any = getattr(optuna_plots, f"plot_{name}")
             figure = np.ravel(make(study, target_name=label))[0].figure
             figure.savefig(directory / f"{name}.png", bbox_inches="tight")
             pyplot.close(figure)
