@@ -483,12 +483,14 @@ def plot(worker: Worker, directory: Path) -> None:
         study.add_trial(create_trial(value=value, params=result.setting, distributions=space))
     names = ["optimization_history", "slice"]
     names += ["param_importances"] if len(good) >= 10 and len(space) > 1 else []
-    label = f"{worker.ranked_by.replace('_', ' ')}, mean of {worker.search.seeds} seeds"
     # Optuna sets the style of the whole process, and warns of what it does itself.
     with rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in names:
             make: Any = getattr(optuna_plots, f"plot_{name}")
-            figure = np.ravel(make(study, target_name=label))[0].figure
+            axes = np.ravel(make(study, target_name=worker.ranked_by))
+            for axis in axes:  # or the texts of a choice cover each other
+                axis.tick_params("x", labelrotation=45)
+            figure = axes[0].figure
             figure.savefig(directory / f"{name}.png", bbox_inches="tight")
             pyplot.close(figure)
