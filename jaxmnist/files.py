@@ -2,19 +2,13 @@
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import secrets
-import stat
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from jaxmnist.errors import UsageError
-
-MANIFEST = "export.json"  # of a directory: the SHA-256 of every other file in it
 
 # What a file system says that cannot flush: network shares, FUSE, some containers.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTTY}
@@ -85,34 +79,6 @@ def _flush_directory(directory: Path) -> None:
             os.close(number)
 
 
-def stale_files(directory: Path) -> list[Path]:
-    """The temporary files of `atomic_write`, of a process that is writing or was killed."""
-    return list(directory.glob(f"*.{'[0-9a-f]' * 8}.tmp"))
-
-
-def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
-    """Open a file of our own: one that is a link, a pipe or a device is an OSError.
-
-    Whoever prepared the directory could otherwise have us overwrite another file, or wait forever.
-    """
-
-    def opener(name: str, flags: int) -> int:
-        # Without O_NONBLOCK opening a pipe would wait for its other end.
-        extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        number = os.open(name, flags | extra, 0o666)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
-            raise OSError(errno.EINVAL, "is no regular file", name)
-        return number
-
-    try:
-        return open(path, mode, opener=opener)  # type: ignore[return-value]
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK):  # Linux and macOS; FreeBSD
-            raise OSError(error.errno, "is a link, and is not followed", str(path)) from None
-        raise
-
-
 def check_output(option: str, path: Path, mark: bytes) -> None:
     """Refuse, before any work, a file that cannot be written or that another program made.
 
@@ -137,42 +103,3 @@ def check_output(option: str, path: Path, mark: bytes) -> None:
     raise UsageError(
         f"{option} {path}: already exists and was made by something else; name a new file"
     )
-
-
-def may_replace(out: Path) -> bool:
-    """Whether there is nothing at `out`, or exactly what `write_directory` once wrote there."""
-    if not os.path.lexists(out):
-        return True
-    if out.is_symlink() or not out.is_dir():
-        return False
-    names = {path.name for path in out.iterdir()}
-    if not names:
-        return True
-    try:
-        manifest = json.loads((out / MANIFEST).read_bytes())
-        return names == {MANIFEST, *manifest} and all(
-            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
-            for name, digest in manifest.items()
-        )
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return False
-
-
-def write_directory(out: Path, contents: Mapping[str, bytes]) -> None:
-    """Write these files and their manifest into `out`, which appears complete.
-
-    What already exists is replaced: ask `may_replace` first.
-    """
-    digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=out.parent, prefix=f".{out.name[:64]}-", ignore_cleanup_errors=True
-    ) as name:
-        new = Path(name, "new")
-        new.mkdir()  # unlike the directory that it is in, with the permissions that are usual here
-        for file, content in contents.items():
-            (new / file).write_bytes(content)
-        (new / MANIFEST).write_text(json.dumps(digests, indent=1) + "\n")
-        if out.exists():
-            os.rename(out, Path(name, "old"))
-        os.rename(new, out)

@@ -57,7 +57,12 @@ Check = Callable[[Any], str | None]  # of a value: what it must be, such as "at 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 # Optional packages, and the extra that brings each.
-EXTRAS = {"jinja2": "plots", "matplotlib": "plots", "optuna": "sweep", "tensorboard": "tensorboard"}
+EXTRAS = {
+    "jinja2": "plots",
+    "matplotlib": "plots",
+    "optuna": "sweep",
+    "tensorboardX": "tensorboard",
+}
 # Flags of JAX with which nothing can be compiled ahead.
 UNUSABLE = ("jax_disable_jit", "jax_no_tracing", "jax_no_execution", "jax_transfer_guard")
 

@@ -134,6 +134,7 @@ class StartOptions:
         "installed, a .pt file.",
         local_path,
         also="weights pretrained checkpoint load",
+        changes_run=False,  # its content does
     )
     torch_seed: int | None = option(
         None,
@@ -309,9 +310,6 @@ class ProcessOptions:
             wrong("--coordinator, --processes and --process-id need --distributed")
         if self.coordinator is None or self.processes is None or self.process_id is None:
             wrong("--coordinator, --processes and --process-id need one another")
-        from jaxmnist.runs.coordinator import check_address
-
-        check_address(self.coordinator, self.processes, self.process_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +318,7 @@ class OutputOptions:
 
     out: Path | None = option(
         None,
-        "Directory for the run: options, metrics, checkpoints and, at the end, weights.",
+        "Directory for the run: options, metrics, checkpoints and weights.",
         local_path,
         metavar="DIR",
         changes_run=False,
@@ -332,15 +330,6 @@ class OutputOptions:
         changes_run=False,
         also="continue restart",
     )
-    checkpoint_every: int = option(
-        1, "Epochs or steps between two checkpoints.", at_least(1), changes_run=False
-    )
-    checkpoint_unit: Literal["epochs", "steps"] = option(
-        "epochs",
-        "What --checkpoint-every counts; with steps, each epoch ends with a checkpoint too.",
-        changes_run=False,
-    )
-    keep: int = option(3, "How many checkpoints are kept.", at_least(1), changes_run=False)
     plots: bool = option(
         False,
         "Draw losses, confusion, mistakes and weights of the finished run into --out.",
@@ -352,14 +341,8 @@ class OutputOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.out is None and (self.resume, self.checkpoint_every, self.keep) != (False, 1, 3):
-            wrong("--resume, --checkpoint-every and --keep need an --out")
-        if self.out is None and (self.plots or self.tensorboard):
-            wrong("--plots and --tensorboard need an --out")
-
-    def chunk(self, steps: int) -> int:
-        """How many of an epoch's steps are taken between two checkpoints."""
-        return self.checkpoint_every if self.checkpoint_unit == "steps" else steps
+        if self.out is None and (self.resume or self.plots or self.tensorboard):
+            wrong("--resume, --plots and --tensorboard need an --out")
 
 
 def load(options: DataOptions, seed: int) -> "Data":

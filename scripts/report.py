@@ -1,6 +1,4 @@
-"""Report on runs of scripts/train.py --out: one HTML page with results, curves and pictures."""
-
-from __future__ import annotations
+"""Report on runs of scripts/train.py --out: one HTML page with results, curves and mistakes."""
 
 import os
 import sys
@@ -9,17 +7,21 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import _cli as cli
 
 # isort: split
+import base64
 import dataclasses
-from collections.abc import Sequence
+import io
+import json
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from _options import DataDirOptions, local_path, wrong
-from _output import printable
+from _options import DataDirOptions, local_path
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from jaxmnist import Dataset
-    from jaxmnist.runs.finished import Run
+    from jaxmnist.runs.directory import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,67 +29,112 @@ class Options:
     """The options."""
 
     runs: tuple[Path, ...] = cli.option(
-        help="Directories of finished runs.", metavar="RUN", positional=True
+        help="Directories of runs.", check=local_path, metavar="RUN", positional=True
     )
     out: Path = cli.option(
-        Path("report.html"), "File for the page; an earlier report is replaced.", local_path
+        Path("runs/report.html"), "File for the page; what is there is replaced.", local_path
     )
     data: DataDirOptions = DataDirOptions()
 
 
 def main(options: Options) -> None:
-    """Read and evaluate the runs, write the page."""
-    import jinja2  # noqa: F401  (both are needed, and missed now rather than after the work)
-    import matplotlib.figure  # noqa: F401
+    """Read the runs, test their weights, write the page."""
+    import matplotlib.figure  # noqa: F401  (missed now rather than after the work)
+    from jinja2 import Environment, FileSystemLoader
 
-    from jaxmnist.files import atomic_write, check_output
-    from jaxmnist.predict import evaluate_model
-    from jaxmnist.runs.finished import read_run
-    from jaxmnist.runs.report import GENERATOR, Result, page
+    from jaxmnist.files import atomic_write
+    from jaxmnist.plots import loss_curves
+    from jaxmnist.runs.directory import read_run
 
-    check_output("--out", options.out, GENERATOR.encode())
-    runs = {name: read_run(path) for name, path in names_of(options.runs).items()}
-    tests: dict[str, Dataset] = {}
-    for run in runs.values():
-        if run.test_set not in tests:
-            tests[run.test_set] = load_test_set(run, options.data.data_dir)
-    results = {
-        name: Result(run, evaluate_model(run.params, tests[run.test_set]), tests[run.test_set])
-        for name, run in runs.items()
-    }
-    content = page(results).encode()
+    runs = {name: read_run(path) for name, path in name_runs(options.runs).items()}
+    sections = {name: describe(run, options.data.data_dir) for name, run in runs.items()}
+    values = {name: section["options"] for name, section in sections.items()}
+    names = dict.fromkeys(name for run in values.values() for name in run)
+    differing = [name for name in names if len({run.get(name) for run in values.values()}) > 1]
+    losses = next(iter(runs.values())).losses if len(runs) == 1 else None
+    curves = loss_curves({name: run.records for name, run in runs.items()}, losses)
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
+    )
+    content = page.get_template("report.html.jinja").render(
+        runs=sections,
+        data={section["results"]["tested on"] for section in sections.values()},
+        curves=data_url(curves),
+        last_epoch=max(len(run.records) for run in runs.values()),
+        differing=differing,
+        equal=[name for name in names if name not in differing],
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(options.out) as file:
-        file.write(content)
-    for name, (run, evaluation, _) in results.items():
-        print(f"{name}: test accuracy {evaluation.accuracy:.2%} on {run.test_set}")
-    if any(run.drawn for run in runs.values()):
-        print("WARNING: drawn digits are NOT MNIST")
-    print(f"Wrote {printable(options.out)} ({len(content) / 1000:,.0f} kB)")
+        file.write(content.encode())
+    for name, section in sections.items():
+        found = section["results"]
+        print(f"{name}: test accuracy {found['test accuracy']} on {found['tested on']}")
+    print(f"Wrote {options.out} ({len(content) / 1000:,.0f} kB)")
 
 
-def names_of(paths: Sequence[Path]) -> dict[str, Path]:
+def name_runs(paths: tuple[Path, ...]) -> dict[str, Path]:
     """The runs by the names of their directories or, where two are alike, by their paths."""
-    places = [path.resolve() for path in paths]
-    for place in places:
-        if places.count(place) > 1:
-            wrong(f"{place}: named twice")
-    names = [place.name for place in places]
-    named: dict[str, Path] = {}
-    for path, name in zip(paths, names, strict=True):
-        key = str(path) if names.count(name) > 1 else name
-        key = "".join(x if x.isprintable() else "?" for x in key)  # a name may hold anything
-        while key in named:
-            key += "'"
-        named[key] = path
-    return named
+    names = [path.resolve().name for path in paths]
+    pairs = zip(paths, names, strict=True)
+    return {name if names.count(name) == 1 else str(path): path for path, name in pairs}
 
 
-def load_test_set(run: Run, data_dir: Path | None) -> Dataset:
-    """The images that the run was tested on."""
+def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
+    """What the template shows of a run."""
+    import numpy as np
+
+    from jaxmnist.metrics import confusion_matrix
+    from jaxmnist.plots import mistake_grid, weight_grid
+    from jaxmnist.predict import evaluate_model
+
+    data = run.config["identity"]["data"]
+    test = load_test(data, run.config["options"]["seed"], data_dir)
+    images, labels = np.asarray(test.images), np.asarray(test.labels)
+    found = evaluate_model(run.params, test)
+    confusion = confusion_matrix(labels, found.probabilities.argmax(axis=1), 10)
+    last, wrong = run.records[-1], int(confusion.sum() - confusion.trace())
+    notes = [] if data == "MNIST" else [f"NOT MNIST: trained and tested on {data}."]
+    if not run.finished:
+        notes.append("Not finished: the weights are those of its last epoch so far.")
+    if abs(last["test_accuracy"] - found.accuracy) > 0.001:
+        notes.append(f"Other weights: metrics.jsonl says {last['test_accuracy']:.2%} accuracy.")
+    return {
+        "notes": notes,
+        "results": {
+            "test accuracy": f"{found.accuracy:.2%}",
+            "mistakes": f"{wrong:,} of {len(labels):,}",
+            "test loss (nats)": f"{found.loss:.4f}",
+            "training loss (nats)": f"{last['train_loss']:.4f}",
+            "epochs": f"{len(run.records):,}",
+            "tested on": data,
+        },
+        "epochs": [f"{x['test_loss']:.4f} {x['test_accuracy']:.2%}" for x in run.records],
+        "options": {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in (run.config["identity"] | run.config["versions"]).items()
+        },
+        "confusion": confusion.tolist(),
+        "worst": max(1, (confusion - np.diag(np.diag(confusion))).max()),
+        "mistakes": data_url(mistake_grid(images, labels, found.probabilities, columns=4)),
+        "weights": data_url(weight_grid(run.params["params"]["linear_0"]["weight"], 8, 64)),
+    }
+
+
+@cache
+def load_test(data: str, seed: int, data_dir: Path | None) -> "Dataset":
+    """The images that a run was tested on."""
     from jaxmnist import load_mnist
-    from jaxmnist.datasets.synthetic import load_synthetic
+    from jaxmnist.datasets import synthetic
 
-    return (load_synthetic(run.config["seed"]) if run.drawn else load_mnist(data_dir))[1]
+    return (load_mnist(data_dir) if data == "MNIST" else synthetic.load_synthetic(seed))[1]
+
+
+def data_url(figure: "Figure") -> str:
+    """The figure as a PNG within the page."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 if __name__ == "__main__":

@@ -67,8 +67,7 @@ def main(options: Options) -> None:
     """Train what is missing; then show which settings are best."""
     import tqdm
 
-    from jaxmnist.datasets.cache import cache_dir
-    from jaxmnist.runs.compile_cache import compile_cache
+    from jaxmnist.runs.programs import compile_cache
     from jaxmnist.runs.search import plot, write_csv
 
     out, plots = options.search.out, options.search.plot
@@ -78,7 +77,7 @@ def main(options: Options) -> None:
     # train
     worker = make_worker(options)
     total, done = worker.search.count * worker.search.seeds, worker.done()
-    kept = compile_cache(cache_dir()) if options.where.compile_cache else contextlib.nullcontext()
+    kept = compile_cache() if options.where.compile_cache else contextlib.nullcontext()
     bar = tqdm.tqdm(total=total, initial=done, unit="model", leave=False, disable=None)
     began, written = time.monotonic(), -math.inf
     with kept, bar:
@@ -101,7 +100,8 @@ def make_worker(options: Options) -> Worker:
     """The search that the options ask for, its data and its study."""
     import jax
 
-    from jaxmnist.runs import identity, programs, setup
+    from jaxmnist.runs import programs, setup
+    from jaxmnist.runs.directory import environment
     from jaxmnist.runs.machine import use_cpu_cores
     from jaxmnist.runs.search import Search, Worker, open_study
 
@@ -123,7 +123,7 @@ def make_worker(options: Options) -> Worker:
     # study
     changing = [f.name for f in dataclasses.fields(options.data) if f.metadata["changes_run"]]
     about = {name: getattr(options.data, name) for name in changing}
-    for part in ({"synthetic": data.synthetic}, *identity.environment().values()):
+    for part in ({"synthetic": data.synthetic}, *environment().values()):
         about |= part
     study = open_study(options.search.study)
     worker = Worker(study, search, {"train": train_set, **tests}, about, devices)

@@ -21,230 +21,204 @@ import _cli as cli
 import contextlib
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import _options as o
-from _options import RECIPES, WARNING, OutputOptions, load
 
 if TYPE_CHECKING:
-    import numpy as np
+    from pathlib import Path
 
+    from jaxmnist import Dataset
     from jaxmnist.datasets import Data
-    from jaxmnist.runs.directory import NoDirectory, RunDirectory
-    from jaxmnist.runs.processes import OneProcess
-    from jaxmnist.runs.programs import Programs
-    from jaxmnist.runs.randomness import Orders
+    from jaxmnist.runs.directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options. The defaults are the notebook's run."""
+    """The defaults are the notebook's run."""
 
     recipe: o.RecipeOptions
     training: o.TrainingOptions
+    start: o.StartOptions
     model: o.ModelOptions
     optimizer: o.OptimizerOptions
-    start: o.StartOptions
     data: o.TrainingDataOptions
     where: o.DevicesOptions
     processes: o.ProcessOptions
-    output: OutputOptions
-
-    @property
-    def devices(self) -> int | Literal["all"]:
-        """How many devices share each batch: with other processes, all."""
-        return "all" if self.processes.distributed else self.where.devices
+    output: o.OutputOptions
 
 
 def main(options: Options) -> None:
-    """Train, alone or with other processes, of which the first writes."""
-    import jax
-
-    from jaxmnist.runs.processes import OneProcess, join
-
-    # float32 everywhere: by default NVIDIA GPUs multiply in TF32 and TPUs in bfloat16, and the same
-    # seed would train differently there.
-    jax.config.update("jax_default_matmul_precision", "highest")
-    job, alone = options.processes, contextlib.nullcontext(OneProcess())
-    address = (job.coordinator, job.processes, job.process_id, job.timeout)
-    with join(*address) if job.distributed else alone as group:
-        output = options.output if group.first else OutputOptions()
-        with open_directory(output) as directory:
-            train(options, group, directory)
-
-
-def open_directory(output: OutputOptions) -> RunDirectory | NoDirectory:
-    """The directory of the run, if there is to be one."""
-    import tqdm
-
-    from jaxmnist.runs.directory import NoDirectory, RunDirectory
-    from jaxmnist.runs.logs import EventLog
-
-    if output.out is None:
-        return NoDirectory()
-    if output.plots:
-        import matplotlib.figure  # noqa: F401  (missed now, and not when all is trained)
-
-    def warn(line: str) -> None:
-        tqdm.tqdm.write(f"Warning: {line}", file=sys.stderr)  # above the bar
-
-    events = EventLog(output.out / "tensorboard") if output.tensorboard else None
-    return RunDirectory(output.out, warn=warn, keep=output.keep, events=events)
-
-
-def train(options: Options, group: OneProcess, directory: RunDirectory | NoDirectory) -> None:
-    """Load, compile, train and evaluate, report."""
-    import jax.numpy as jnp
-
-    from jaxmnist import TrainState
-    from jaxmnist.datasets import cache
-    from jaxmnist.runs import identity, programs, randomness
-    from jaxmnist.runs.compile_cache import compile_cache
-    from jaxmnist.runs.directory import find_state
-    from jaxmnist.runs.finished import draw_run
-    from jaxmnist.runs.run_logs import describe_epoch
-
-    clock, training, where, output = Clock(), options.training, options.where, options.output
-    device = programs.find_device(where.device)
-    mesh = programs.find_mesh(device, options.devices, training.batch_size)
-    start = options.start
-    data = load(options.data, start.seed)
-    train_set, test_sets = programs.split(
-        data, options.data.validation, options.data.synthetic_digits
-    )
-    n = len(train_set.labels)
-    steps = programs.count_steps(n, training.batch_size, training.epochs)
-    model, tx, train_step, evaluation, key = make_model(options, steps * training.epochs)
-    shapes = programs.state_shapes(model, tx, device, key)
-    print(f"Data: {data.source}\nModel: {programs.describe_model(shapes.params)}", flush=True)
-    config = identity.record(dataclasses.asdict(options), data.source, bool(data.missing))
-    group.agree(identity.agreed(config))
-    state, step_losses = find_state(directory, config, shapes, steps, output.resume, group)
-    if state:
-        past = [describe_epoch(record, training.epochs) for record in directory.logs.records]
-        print(*past, f"Resumed from {output.out} after step {state.step:,}", sep="\n", flush=True)
-    done, chunk = int(state.step) if state else 0, output.chunk(steps)
-    epochs = range(done // steps, training.epochs)
-    clock.lap("load")
-
-    with compile_cache(cache.cache_dir()) if where.compile_cache else contextlib.nullcontext():
-        compiled = programs.Programs(
-            train_step,
-            evaluation,
-            shapes,
-            train_set,
-            test_sets,
-            batch_size=training.batch_size,
-            sizes=programs.chunk_sizes(n, training.batch_size, chunk, done, epochs),
-            device=device,
-            mesh=mesh,
-        )
-        torch = start.torch_seed, start.torch_order, start.torch_test_loader
-        params, orders = randomness.first_params_and_orders(model, n, epochs, start.seed, *torch)
-        if start.init and state is None:
-            params = randomness.load_params(start.init, params)
-        state = state or TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=key)
-        state = compiled.place(state)
-        compiled.wait()
-    clock.lap("compile")
-
-    state = run_epochs(state, compiled, orders, step_losses, options, group, directory, clock)
-    directory.finish(state.params)
-    if output.plots and output.out and group.first:
-        draw_run(output.out, data.test)
-        clock.lap("draw")
-    report(options, data, programs.describe_devices(device, mesh), steps, n * len(epochs), clock)
-
-
-def make_model(options: Options, steps: int) -> tuple[Any, Any, Any, Any, Any]:
-    """The model, its optimizer for so many steps, a step, what is evaluated, the steps' key."""
+    """Train one model: devices, data, model, start, programs, loop."""
     import jax
 
     from jaxmnist.optimizers import make_optimizer
-    from jaxmnist.runs.setup import make_training
+    from jaxmnist.runs import programs, setup
 
-    model, augment = options.model, options.training.augment or None
-    tx = make_optimizer(**dataclasses.asdict(options.optimizer), steps=steps)
-    mlp, train_step, evaluation = make_training(model.hidden, model.loss, augment, tx)
-    key = jax.random.key(options.start.seed) if augment else None  # else nothing asks for it
-    return mlp, tx, train_step, evaluation, key
+    clock, training = Clock(), options.training
+
+    # devices: one, or several that share each batch, those of other processes included
+    # float32 everywhere: by default NVIDIA GPUs multiply in TF32 and TPUs in bfloat16
+    jax.config.update("jax_default_matmul_precision", "highest")
+    job = options.processes
+    if job.distributed:
+        programs.join_processes(job.coordinator, job.processes, job.process_id, job.timeout)
+    device = programs.find_device(options.where.device)
+    count = "all" if job.distributed else options.where.devices
+    mesh = programs.find_mesh(device, count, training.batch_size)
+
+    # data
+    data = o.load(options.data, options.start.seed)
+    train_set, test_sets = setup.split(data, options.data.validation, options.data.synthetic_digits)
+    steps = setup.count_steps(len(train_set.labels), training.batch_size, training.epochs)
+
+    # model, optimizer, step
+    tx = make_optimizer(**dataclasses.asdict(options.optimizer), steps=steps * training.epochs)
+    model, train_step, metrics_fn = setup.make_training(
+        options.model.hidden, options.model.loss, training.augment or None, tx
+    )
+
+    # start: parameters and orders from the seed's key, or as PyTorch makes them
+    start = setup.make_start(model, tx, len(train_set.labels), options.start)
+    print(f"Data: {data.source}\nModel: {setup.describe(start.shapes, device)}", flush=True)
+
+    with open_directory(options) as directory:
+        state = find_state(options, data, start, directory)
+        epochs = range(int(state.step) // steps if state else 0, training.epochs)
+        clock.lap("load")
+
+        # programs: an epoch and the tests, compiled
+        if epochs:
+            cache = programs.compile_cache() if options.where.compile_cache else None
+            with cache or contextlib.nullcontext():
+                place, train_epoch, test = programs.compile_programs(
+                    *(train_step, metrics_fn, start.shapes, train_set, test_sets),
+                    batch_size=training.batch_size,
+                    where=mesh or device,
+                )
+                state = place(state or start.make_state())
+            clock.lap("compile")
+            run_epochs(train_epoch, test, state, start.order, epochs, directory, clock)
+        if directory and options.output.plots:
+            draw(directory.path, data.test)
+    report(options, data, steps, len(epochs) * len(train_set.labels), mesh, device, clock)
 
 
-def run_epochs(
-    state: Any,
-    programs: Programs,
-    orders: Orders,
-    losses: np.ndarray,
-    options: Options,
-    group: OneProcess,
-    directory: RunDirectory | NoDirectory,
-    clock: Clock,
-) -> Any:
-    """Train on each chunk of each epoch, and test after each epoch; the last state."""
+def open_directory(options: Options) -> contextlib.AbstractContextManager[RunDirectory | None]:
+    """The directory of the run, if there is to be one and this is the process that writes."""
     import jax
-    import tqdm
 
-    from jaxmnist import check_finite
-    from jaxmnist.errors import Stopped
-    from jaxmnist.runs.programs import check_finite_params
-    from jaxmnist.runs.randomness import prefetch
-    from jaxmnist.runs.run_logs import describe_epoch, epoch_record
-    from jaxmnist.runs.signals import Signals
+    from jaxmnist.runs.directory import open_run
 
-    output, last, steps, done = options.output, options.training.epochs, len(losses), state.step
-    every = output.checkpoint_every if output.checkpoint_unit == "epochs" else 1
-    handled = output.out is not None or options.processes.distributed
-    with (
-        Signals() if handled else contextlib.nullcontext(Signals()) as signals,
-        tqdm.tqdm(total=last - int(done) // steps, unit="epoch", leave=False, disable=None) as bar,
-    ):
-        for epoch, chunks in prefetch(programs.epochs(orders, output.chunk(steps), int(done))):
-            for part, run in chunks:
-                state, metrics = run(state)
-                done = epoch * steps + part.stop
-                losses[part.start : part.stop] = new = jax.device_get(metrics["loss"])
-                clock.lap("train")
-                check_finite(new, first_step=done - len(part))
-                directory.logs.add_steps(done - len(part) + 1, new)
-                if part.stop == steps:
-                    record = epoch_record(epoch + 1, done, losses, programs.evaluate(state.params))
-                    clock.lap("evaluate")
-                    directory.logs.add_record(record)
-                    bar.update()
-                    bar.write(describe_epoch(record, last))
-                    sys.stdout.flush()  # also where the output goes into a file
-                signal = group.maximum(signals.number)
-                final = done == last * steps
-                if signal or final or part.stop < steps or (epoch + 1) % every == 0:
-                    check_finite_params(state.params, done)
-                    directory.save(state, {"losses": losses})
-                if signal and not final:
-                    directory.settle()
-                    group.leave()
-                    saved = "stopped and saved" if output.out else "stopped"
-                    hint = "; --resume continues" if output.out else ""
-                    raise Stopped(signal, f"{saved} after step {done:,}{hint}")
+    def warn(line: str) -> None:
+        print(f"Warning: {line}", file=sys.stderr)
+
+    if options.output.out is None or jax.process_index():
+        return contextlib.nullcontext()
+    if options.output.plots:
+        import matplotlib.figure  # noqa: F401  (missed now, and not when all is trained)
+    return open_run(options.output.out, warn=warn, tensorboard=options.output.tensorboard)
+
+
+def find_state(options: Options, data: Data, start: Any, directory: RunDirectory | None) -> Any:
+    """The state of the newest checkpoint, if this run has one."""
+    from jaxmnist.runs import programs
+    from jaxmnist.runs.directory import describe_epoch, make_config
+
+    epochs, output, optimizer = options.training.epochs, options.output, options.optimizer
+    # Where the learning rate changes, it is by the share of all epochs that are done.
+    changes = optimizer.schedule != "constant" or optimizer.warmup
+    config = make_config(
+        options,
+        data="synthetic digits" if data.synthetic else "MNIST",
+        init=start.init,
+        scheduled_epochs=epochs if changes else None,
+    )
+    distributed = options.processes.distributed
+    if distributed:
+        programs.agree(config["identity"] | {"epochs": epochs, "resume": output.resume})
+    state = directory.begin(config, start.shapes, resume=output.resume) if directory else None
+    if distributed and output.resume:
+        state = programs.broadcast(state, start.shapes)
+    if directory and directory.records:
+        done = directory.records[-1]["epoch"]
+        if done > epochs:
+            o.wrong(f"{output.out}: trained for {done} epochs, more than --epochs {epochs}")
+        print(f"Resumed from {output.out} after epoch {done}:")
+        print(*(describe_epoch(record, epochs) for record in directory.records), sep="\n")
     return state
 
 
+def run_epochs(
+    train_epoch: Callable[..., Any],
+    test: Callable[[Any], Any],
+    state: Any,
+    order: Callable[[int], Any],
+    epochs: range,
+    directory: RunDirectory | None,
+    clock: Clock,
+) -> None:
+    """Train and test, epoch after epoch."""
+    import numpy as np
+    import tqdm
+
+    from jaxmnist import check_finite
+    from jaxmnist.runs.directory import describe_epoch, epoch_record
+
+    with tqdm.tqdm(total=len(epochs), unit="epoch", leave=False, disable=None) as bar:
+        for epoch in epochs:
+            # train: one compiled scan over the shuffled batches
+            state, losses = train_epoch(state, order(epoch))
+            losses = np.asarray(losses)
+            clock.lap("train")
+            check_finite(losses, first_step=epoch * len(losses))
+            # test
+            record = epoch_record(epoch + 1, losses, test(state.params))
+            clock.lap("evaluate")
+            # tell
+            bar.update()
+            bar.write(describe_epoch(record, epochs.stop))
+            sys.stdout.flush()
+            # keep
+            if directory:
+                directory.save(state, record, losses)
+                clock.lap("save")
+
+
+def draw(out: Path, test: Dataset) -> None:
+    """Draw the figures of the finished run."""
+    import numpy as np
+
+    from jaxmnist.plots import run_figures, save_figure
+    from jaxmnist.predict import evaluate_model
+    from jaxmnist.runs.directory import read_run
+
+    run, images, labels = read_run(out), np.asarray(test.images), np.asarray(test.labels)
+    probabilities = evaluate_model(run.params, test).probabilities
+    figures = run_figures(run.records, run.losses, run.params, images, labels, probabilities)
+    for name, figure in figures.items():
+        save_figure(figure, out / name)
+
+
 def report(
-    options: Options, data: Data, devices: str, steps: int, images: int, clock: Clock
+    options: Options, data: Data, steps: int, images: int, mesh: Any, device: Any, clock: Clock
 ) -> None:
     """The closing summary."""
     epochs, out = options.training.epochs, options.output.out
-    print(f"\nTrained on {data.source}")
-    print(f"  {epochs} {'epoch' if epochs == 1 else 'epochs'} of {steps} steps on {devices}")
+    count = f"{mesh.size} devices" if mesh else "1 device"
+    print(f"\nTrained for {epochs} x {steps} steps on {count} ({device.platform})")
     print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in clock.seconds.items()))
     if images:
         print(f"  {images / clock.seconds['train']:,.0f} images per second in training")
     else:
         print("  nothing left to train; a larger --epochs trains further")
     if out:
-        print(f"  config, metrics, checkpoints and weights in {out}")
+        print(f"  options, metrics, checkpoints and weights in {out}")
     else:
         print("  the model is not kept; --out DIRECTORY keeps it")
     if data.missing:
-        print(WARNING)
+        print(o.WARNING)
 
 
 class Clock:
@@ -262,4 +236,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, recipes=RECIPES)
+    cli.run(main, Options, __doc__, recipes=o.RECIPES)

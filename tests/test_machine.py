@@ -5,8 +5,8 @@ from unittest.mock import Mock
 import jax
 import pytest
 
-from jaxmnist import machine
-from jaxmnist.machine import cpu_cores, free_memory
+from jaxmnist.runs import machine
+from jaxmnist.runs.machine import cpu_cores, free_memory
 
 
 @pytest.fixture

@@ -1,232 +1,366 @@
-"""The directory of a run: what it was started with, its checkpoints, its metrics, its weights."""
+"""The directory of a run: its lock, its identity, its checkpoints, logs and weights.
+
+What cannot be written ends the run with one line that names the file. However a run ends, its last
+checkpoint is whole, and `begin` continues from it with exactly the rows that belong to it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
+import importlib
 import json
-from collections.abc import Callable, Mapping
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
-from jaxmnist.errors import CheckpointError, DataError, UsageError
-from jaxmnist.files import atomic_write, open_regular, stale_files
-from jaxmnist.runs import checkpoint
-from jaxmnist.runs.checkpoint_file import read
-from jaxmnist.runs.identity import differences, other_versions
-from jaxmnist.runs.lock import lock
-from jaxmnist.runs.logs import EventLog
-from jaxmnist.runs.processes import OneProcess
-from jaxmnist.runs.run_logs import RunLogs, naming
-from jaxmnist.weights import save_weights
+from jaxmnist import checkpoint
+from jaxmnist.errors import CheckpointError, DataError, NonFiniteLossError, UsageError
+from jaxmnist.files import atomic_write, naming
+from jaxmnist.weights import load_weights, save_weights
+
+Record = dict[str, float]  # a row of metrics.jsonl: epoch, step, train_loss, test_loss, ...
+
+# JAX's flags that change random numbers or rounding.
+_FLAGS = (
+    *("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset"),
+    *("jax_enable_x64", "jax_disable_most_optimizations", "jax_default_matmul_precision"),
+)
+# Another version of one of these may round otherwise; a run continues, with a warning.
+_PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def option_values(options: Any, *, identity: bool = False) -> dict[str, Any]:
+    """The values of a dataclass of options, and of those in its fields, by name.
+
+    With `identity` only those that change a run's numbers: all but the fields whose metadata have
+    `changes_run=False`.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= option_values(value, identity=identity)
+        elif not identity or field.metadata.get("changes_run", True):
+            found[field.name] = value
+    return found
+
+
+def environment() -> dict[str, dict[str, Any]]:
+    """JAX's "flags" and the packages' "versions" that a run's numbers depend on."""
+    flags = {name: jax.config.values.get(name) for name in _FLAGS}
+    versions = {name: importlib.import_module(name).__version__ for name in _PACKAGES}
+    return {"flags": json.loads(json.dumps(flags, default=str)), "versions": versions}
+
+
+def make_config(options: Any, **more: Any) -> dict[str, Any]:
+    """What config.json holds: the options, the run's identity and the versions.
+
+    Two runs of one identity end in the same bits on one kind of device. It is made of the options
+    that change numbers, of JAX's flags, and of `more`, for instance the kind of data.
+    """
+    here = environment()
+    identity = option_values(options, identity=True) | more | here["flags"]
+    config = {"options": option_values(options), "identity": identity, "versions": here["versions"]}
+    return json.loads(json.dumps(config, default=str))
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The entries of `here` that are others `there`, in words; "" where there are none."""
+    names = [name for name in here if there.get(name) != here[name]]
+    return ", ".join(f"{name} {there.get(name)} there, {here[name]} here" for name in names)
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[str | None]:
+    """Lock a directory, which is created if missing, against other processes.
+
+    The operating system takes the lock from a process that ends, however it ends. Gives a line of
+    warning where the file system has no locks.
+
+    Raises:
+        CheckpointError: another process has it.
+        OSError: the directory cannot be made or written to.
+    """
+    path, note = directory / ".lock", None
+    with naming(directory, "made"):
+        directory.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        file = path.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise CheckpointError(
+                f"another process is training into {directory} (pid {file.read(20).strip()}); "
+                "wait for it, or name another directory"
+            ) from None
+        except OSError as error:
+            note = f"{directory} cannot be locked ({error.strerror}): let no other process use it"
+        with naming(path):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        yield note
+
+
+@contextlib.contextmanager
+def open_run(
+    path: Path, *, warn: Callable[[str], None], tensorboard: bool = False
+) -> Iterator[RunDirectory]:
+    """The directory of a run, locked until the block ends.
+
+    Args:
+        path: created if missing. One that holds other files than a run's is a UsageError.
+        warn: is called with a line that the user should see.
+        tensorboard: whether losses and accuracies are written for TensorBoard, too.
+    """
+    if tensorboard:
+        import tensorboardX  # noqa: F401  (missed now, and not after the first epoch)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path}: already exists and is not a directory")
+    with lock(path) as note:
+        if note:
+            warn(note)
+        stale = list(path.glob("*.????????.tmp"))  # of processes that were killed
+        with naming(path, "read"):
+            names = {name for name in os.listdir(path) if not name.startswith(".")}
+        names -= {file.name for file in stale}
+        if names and "config.json" not in names and not checkpoint.list_checkpoints(path):
+            raise UsageError(f"{path}: already exists and holds no run; name a new directory")
+        for file in stale:
+            file.unlink()
+        yield RunDirectory(path, warn, tensorboard)
 
 
 class RunDirectory:
-    """`with RunDirectory(path, warn=print) as run: ...`: one run in it, and no other process.
+    """The files of a run, for the process that has the directory's lock; see `open_run`."""
 
-    What cannot be written during training is reported by `warn`, and training continues.
-
-    Args:
-        path: created if missing. One that holds files, but no run's, is a UsageError.
-        warn: is called with a line that the user should see.
-        keep: how many checkpoints stay.
-        events: TensorBoard's log, if one is written.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        warn: Callable[[str], None],
-        keep: int = 3,
-        events: EventLog | None = None,
-    ) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None], tensorboard: bool) -> None:
         self.path = path
-        self.logs = RunLogs(path, warn=warn, events=events)
-        self._warn, self._keep = warn, keep
-        self._stack = contextlib.ExitStack()
+        self.records: list[Record] = []  # of the epochs so far
+        self._warn, self._tensorboard, self._config = warn, tensorboard, dict[str, Any]()
 
-    def __enter__(self) -> RunDirectory:
-        """Lock the directory; refuse one that holds what is no run's."""
-        new = not self.path.exists()
-        if not new and not self.path.is_dir():
-            raise UsageError(f"{self.path}: already exists and is not a directory")
-        there = set() if new else {path for path in self.path.iterdir() if path.name[0] != "."}
-        there -= set(stale_files(self.path))
-        if there and not (self.path / "config.json").exists() and not self._checkpoints():
-            raise UsageError(f"{self.path}: already exists and holds no run; name a new directory")
-        with contextlib.ExitStack() as stack:
-            note = stack.enter_context(lock(self.path))
-            if note:
-                self._warn(note)
-            self._writer = checkpoint.Writer(self.path, keep=self._keep)
-            if not there:
-                stack.callback(self._clear, new)
-            stack.enter_context(self._writer)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Wait for the last checkpoint."""
-        self._stack.close()
-
-    def begin(
-        self, config: Mapping[str, Any], like: Any, *, resume: bool
-    ) -> checkpoint.Checkpoint | None:
-        """Compare the config with that of the run in the directory; its newest good checkpoint.
+    def begin(self, config: Mapping[str, Any], like: Any, *, resume: bool) -> Any:
+        """The state to continue from, or None where there is no run yet.
 
         Args:
-            config: what `identity` knows, and anything else to record.
-            like: the state, see `checkpoint.load`.
-            resume: whether a run that already exists may continue.
+            config: one of `make_config`.
+            like: the state, or its shapes and dtypes.
+            resume: whether a run that is there may continue.
 
         Raises:
             UsageError: another run is there, or this one and `resume` is false.
+            CheckpointError: there are checkpoints, and none is whole.
         """
-        config, found = json.loads(json.dumps(config, default=str)), None
-        recorded = self._recorded_config()
-        if recorded is not None:
-            self._compare(recorded, config, resume)
-            found, refused = checkpoint.restore(self.path, like)
-            for line in refused:
-                self._warn(f"skipped a checkpoint: {line}")
-        if found:
-            self._compare(found.config.get("options", {}), config, resume)  # it may be a copy
-            versions = other_versions(recorded or {}, config)
-            if versions:
-                self._warn(f"other versions, so the last digits may differ: {versions}")
-        self._config = config
-        self._write_config()
-        records = found.config.get("records", []) if found else []
-        self.logs.begin(int(found.state.step) if found else 0, records)
-        self._stack.callback(self.logs.close)
-        return found
-
-    def save(self, state: Any, arrays: Mapping[str, Any]) -> None:
-        """Start to write a checkpoint; a failure is reported once, and training continues."""
-        self.logs.tell("checkpoint", self._writer.problem)
-        config = {"options": self._config, "records": self.logs.records}
-        self._writer.save(state, config=config, arrays=arrays)
-
-    def settle(self) -> None:
-        """Wait for the last checkpoint. Raises the OSError that kept it from being written."""
-        self._stack.close()
-        if self._writer.problem:
-            raise OSError(self._writer.problem)
-
-    def finish(self, params: Any) -> None:
-        """Write the weights; here a failure is an error."""
-        self._writer.wait()  # or else it would depend on who is first whether it finds a directory
-        self.path.mkdir(parents=True, exist_ok=True)  # in case it was removed during training
-        save_weights(self.path / "weights.safetensors", params)
-        self._write_config()
-        self.logs.finish()
-        self.settle()
-
-    def _checkpoints(self) -> list[tuple[int, Path]]:
-        return checkpoint.list_checkpoints(self.path)
-
-    def _recorded_config(self) -> dict[str, Any] | None:
-        """What the run in the directory was started with; None if there is none."""
-        path = self.path / "config.json"
-        try:
-            with naming(path, "read"), open_regular(path) as file:
-                return dict(json.loads(file.read()))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path}: damaged; remove it if there are checkpoints, or name a new directory"
-            ) from error
-        except OSError:
-            if path.exists() or path.is_symlink():
-                raise
-        saved = self._checkpoints()
-        for _, good in reversed(saved):  # config.json is lost; each of them holds it
-            with contextlib.suppress(CheckpointError, KeyError, TypeError):
-                return dict(read(good)[0]["options"])
-        if saved:
-            raise CheckpointError(f"{self.path}: has no config.json and no good checkpoint")
-        return None
-
-    def _compare(self, there: Mapping[str, Any], here: Mapping[str, Any], resume: bool) -> None:
-        if phrases := differences(there, here):
-            raise UsageError(
-                f"{self.path}: holds another run ({', '.join(phrases)}); name another directory"
-            )
+        self._config = dict(config)
+        found, damaged = checkpoint.restore(self.path)
+        for line in damaged:
+            self._warn(f"skipped a checkpoint: {line}")
+        if not found and not (self.path / "weights.safetensors").exists():
+            return None  # a run that was stopped in its first epoch may be another
+        there = found.config.get("run", {}) if found else read_config(self.path)
+        if line := differences(there.get("identity", {}), config["identity"]):
+            raise UsageError(f"{self.path}: holds another run ({line}); name another directory")
         if not resume:
             raise UsageError(f"{self.path}: holds this run already; --resume continues it")
+        if not found:
+            return None
+        if line := differences(there["versions"], config["versions"]):
+            self._warn(f"other versions, so the last digits may differ: {line}")
+        state = checkpoint.as_tree(self.path, found.state, like)
+        self.records = found.config["records"]
+        self._write_logs()
+        return state
 
-    def _write_config(self) -> None:
-        path = self.path / "config.json"
-        with naming(path), atomic_write(path) as file:
-            file.write(json.dumps(self._config, indent=2).encode() + b"\n")
+    def save(self, state: Any, record: Record, losses: Float32[np.ndarray, " steps"]) -> None:
+        """Write the end of an epoch: its rows, then its checkpoint.
 
-    def _clear(self, made: bool) -> None:
-        """Leave nothing behind of a run that has not come to its first checkpoint.
-
-        What others put there is left alone, and so is what is there of a run whose checkpoints
-        could not be written.
+        Args:
+            state: after the epoch.
+            record: the epoch's row of metrics.jsonl, see `epoch_record`.
+            losses: the training loss of each of its steps.
         """
-        if self._writer.problem or any(self.path.glob("*.safetensors")):
-            return
-        with contextlib.suppress(OSError):
-            (self.path / "config.json").unlink(missing_ok=True)
-            self.logs.remove()
-            if made:
-                for name in (".lock", ".lock.pid"):
-                    (self.path / name).unlink(missing_ok=True)
-                self.path.rmdir()
+        if not self.records:
+            self._write_logs()
+        self.records.append(record)
+        # First the weights: who finds the row of the last epoch finds its weights.
+        save_weights(self.path / "weights.safetensors", state.params)
+        _append(self.path / "steps.jsonl", _step_rows(record, losses))
+        _append(self.path / "metrics.jsonl", _row(record))
+        if self._tensorboard:
+            _write_events(self.path / "tensorboard", record, losses)
+        kept = {"run": self._config, "records": self.records}
+        checkpoint.save(self.path, state, step=int(record["step"]), config=kept)
+
+    def _write_logs(self) -> None:
+        """Write config.json, and leave the rows of the epochs so far in the logs."""
+        _replace(self.path / "config.json", json.dumps(self._config, indent=2).encode() + b"\n")
+        _replace(self.path / "metrics.jsonl", b"".join(map(_row, self.records)))
+        path, done = self.path / "steps.jsonl", int(self.records[-1]["step"]) if self.records else 0
+        with naming(path, "read"):
+            rows = path.read_bytes().split(b"\n")[:-1][:done] if path.exists() else []
+        _replace(path, b"".join(row + b"\n" for row in rows))
+        if len(rows) < done:
+            self._warn(f"{path}: the losses of {done - len(rows):,} steps are missing")
 
 
-class NoDirectory(contextlib.nullcontext):
-    """What a run that is not kept has in place of a RunDirectory: nothing is found or written."""
+class Run(NamedTuple):
+    """What the directory of a run holds."""
 
-    def __init__(self) -> None:
-        super().__init__(self)
-        self.logs = self
-        self.records: tuple[dict[str, float], ...] = ()
-
-    def begin(self, *_: Any, **__: Any) -> None:
-        """Nothing to continue from."""
-
-    add_steps = add_record = save = settle = finish = begin
+    path: Path
+    config: dict[str, Any]  # "options", "identity", "versions"
+    records: list[Record]  # of the epochs that are done
+    losses: Float32[np.ndarray, "epochs steps"]  # of each step; NaN where not known
+    params: Any  # after the last of these epochs
+    finished: bool  # whether these are all epochs
 
 
-def find_state(
-    directory: RunDirectory | NoDirectory,
-    config: Mapping[str, Any],
-    shapes: Any,
-    steps: int,
-    resume: bool,
-    group: OneProcess,
-) -> tuple[Any, np.ndarray]:
-    """The state to continue from, or None, and the losses of the steps of its epoch so far.
-
-    The first process of the group reads them, and all get them.
-
-    Args:
-        directory: the run's; it begins here, see `RunDirectory.begin`.
-        config: what is recorded of the run.
-        shapes: the state, with shapes and dtypes for arrays.
-        steps: how many an epoch has.
-        resume: whether a run that already exists may continue.
-        group: the processes that train.
+def read_run(path: Path) -> Run:
+    """The run in this directory, also one that was stopped or is under way.
 
     Raises:
-        UsageError: another run is there, or one that has been trained for longer.
+        UsageError: the directory holds no run.
+        JaxmnistError: no epoch of the run is done, or one of its files is damaged.
     """
-    losses, state = np.zeros(steps, np.float32), None
-    found = directory.begin(config, shapes, resume=resume)
-    if found is not None:
-        state, losses[:] = found.state, found.arrays["losses"]
-        epochs = config["epochs"]
-        if state.step > epochs * steps:
-            raise UsageError(
-                f"the run there has been trained for {state.step / steps:.4g} epochs, which are "
-                f"more than --epochs {epochs}"
+    if not (path / "config.json").is_file():
+        what = "it has no config.json" if path.is_dir() else "there is no such directory"
+        raise UsageError(f"{path}: no run of scripts/train.py --out: {what}")
+    config = read_config(path)
+    measured = ("epoch", "step", "train_loss", "test_loss", "test_accuracy")
+    records = list(_rows(path / "metrics.jsonl", *measured))
+    if not records:
+        raise DataError(
+            f"{path}: no epoch is done; go on with scripts/train.py --out {path} --resume"
+        )
+    losses = np.full(int(records[-1]["step"]), np.nan, np.float32)
+    for row in _rows(path / "steps.jsonl", "step", "loss"):
+        if 0 < row["step"] <= len(losses):
+            losses[int(row["step"]) - 1] = row["loss"]
+    params, epochs = load_weights(path / "weights.safetensors"), len(records)
+    finished = epochs >= config["options"]["epochs"]
+    return Run(path, config, records, losses.reshape(epochs, -1), params, finished)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a run's config.json; a DataError where it is damaged."""
+    file = path / "config.json"
+    with naming(file, "read"):
+        text = file.read_bytes()
+    try:
+        config = json.loads(text)
+        math.floor(config["options"]["epochs"])
+        return config
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(
+            f"{file}: damaged; remove it if there are checkpoints, or name a new directory"
+        ) from error
+
+
+def epoch_record(
+    epoch: int, losses: Float32[np.ndarray, " steps"], tests: Mapping[str, Mapping[str, Any]]
+) -> Record:
+    """A row of metrics.jsonl.
+
+    Args:
+        epoch: its number, from 1.
+        losses: the training loss of each of its steps.
+        tests: the "loss" and "accuracy" on each test set.
+
+    Raises:
+        NonFiniteLossError: one of the losses is infinite or not a number.
+    """
+    record: Record = {"epoch": epoch, "step": epoch * len(losses)}
+    record["train_loss"] = float(losses.mean(dtype="float64"))
+    for name, metrics in tests.items():
+        if not math.isfinite(metrics["loss"]):
+            raise NonFiniteLossError(
+                f"the {name} loss after epoch {epoch} is {metrics['loss']}: training has diverged, "
+                "try a lower learning rate"
             )
-    if group.maximum(found is not None):
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        state, losses = group.broadcast((state or zeros, losses))
-    return state, np.array(losses)  # those of another process cannot be written to
+        record |= {f"{name}_{key}": float(metrics[key]) for key in ("loss", "accuracy")}
+    return record
+
+
+def describe_epoch(record: Mapping[str, float], epochs: int) -> str:
+    """A line of at most 79 columns about an epoch.
+
+    >>> record = {"epoch": 5, "train_loss": 0.38765, "test_loss": 0.35357, "test_accuracy": 0.9012}
+    >>> describe_epoch(record, 5)
+    'Epoch 5/5   Training loss: 0.387650   test loss: 0.353570   accuracy: 90.12%'
+    """
+    epoch, loss = f"Epoch {record['epoch']}/{epochs}", record["train_loss"]
+    names = [name for name in ("validation", "test") if f"{name}_loss" in record]
+    tests = [(name, record[f"{name}_loss"], 100 * record[f"{name}_accuracy"]) for name in names]
+    if len(tests) == 1:
+        line = f"{epoch}   Training loss: {loss:.6f}   test loss: {tests[0][1]:.6f}"
+        return f"{line}   accuracy: {tests[0][2]:.2f}%"
+    words = [f"{name}: {loss:.4f} {percent:.4g}%" for name, loss, percent in tests]
+    return "  ".join([epoch, f"Loss: {record['train_loss']:.4f}", *words])
+
+
+def _write_events(directory: Path, record: Record, losses: np.ndarray) -> None:
+    """Write a file for TensorBoard, one for each epoch.
+
+    Not by tensorboardX's SummaryWriter: its thread hangs the process where the disk is full.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    epoch, step = int(record["epoch"]), int(record["step"])
+    points = [(n, "train/step_loss", x) for n, x in enumerate(losses, step - len(losses) + 1)]
+    points += [(step, name.replace("_", "/", 1), x) for name, x in record.items() if "_" in name]
+    with naming(directory):
+        directory.mkdir(exist_ok=True)
+        for old in directory.glob(f"*.epoch-{epoch}"):  # of a process that was killed
+            old.unlink()
+        writer = EventsWriter(str(directory / "events"), f".epoch-{epoch}")
+        for n, tag, x in points:
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(x))])
+            writer.write_event(Event(step=n, wall_time=time.time(), summary=summary))
+        writer.close()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _append(path: Path, content: bytes) -> None:
+    with naming(path), path.open("ab") as file:
+        file.write(content)
+
+
+def _row(record: Record) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _step_rows(record: Record, losses: np.ndarray) -> bytes:
+    """Rows of steps.jsonl, with as many digits as it takes to read the same float32 back."""
+    first = int(record["step"]) - len(losses) + 1
+    rows = (f'{{"step": {n}, "loss": {loss}}}\n' for n, loss in enumerate(map(str, losses), first))
+    return "".join(rows).encode()
+
+
+def _rows(path: Path, *names: str) -> Iterator[dict[str, Any]]:
+    """The whole rows of a log; a DataError names one without a number of each of these names."""
+    with naming(path, "read"):
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            for name in names:
+                math.floor(row[name])  # a number, and finite
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise DataError(f"{path}: line {number} is damaged") from error
+        yield row

@@ -1,176 +1,54 @@
-"""The programs of a run, compiled for a device or a mesh, and whether they fit in its memory."""
+"""The programs of a run, compiled for a device or for a mesh, of one process or of many."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
 
 from jaxmnist import parallel
 from jaxmnist.data import Dataset
-from jaxmnist.datasets.mnist import Data
-from jaxmnist.datasets.synthetic import add_synthetic
-from jaxmnist.errors import JaxmnistError, NonFiniteLossError, UsageError
+from jaxmnist.datasets.cache import cache_dir
+from jaxmnist.errors import JaxmnistError, UsageError
 from jaxmnist.evaluation import evaluate
-from jaxmnist.machine import check_memory
-from jaxmnist.runs.randomness import Orders
-from jaxmnist.training import TrainState, TrainStep, make_train_epoch
-from jaxmnist.types import Examples, Metrics, Model, Optimizer
+from jaxmnist.runs.directory import differences
+from jaxmnist.runs.machine import check_memory
+from jaxmnist.training import TrainState, make_train_epoch
+from jaxmnist.types import TrainStep
 
-
-class Chunk(NamedTuple):
-    """Some of an epoch's steps, and the program that takes them."""
-
-    steps: range  # counted from 0 in the epoch
-    run: Callable[[Any], tuple[Any, Metrics]]  # state -> state and metrics, a row a step
-
-
-class Programs:
-    """Compiles in threads from the start, since XLA compiles on one core and there are others.
-
-    Args:
-        train_step: one step; the last batch is padded, see `make_train_epoch`.
-        metrics_fn: what `evaluate` measures.
-        shapes: the state, with shapes and dtypes for arrays.
-        train_set: what the orders index.
-        test_sets: what is evaluated on, by name.
-        batch_size: examples in a step, over all devices.
-        sizes: the lengths of the orders, or of the parts of orders, that are trained on.
-        device: where to train, if there is no mesh.
-        mesh: the devices that share each batch.
-    """
-
-    def __init__(
-        self,
-        train_step: TrainStep,
-        metrics_fn: Callable[[Any, Any], Metrics],
-        shapes: Any,
-        train_set: Examples,
-        test_sets: Mapping[str, Examples],
-        *,
-        batch_size: int,
-        sizes: Collection[int],
-        device: jax.Device,
-        mesh: Mesh | None = None,
-    ) -> None:
-        self._device, self._mesh, self._batch_size = device, mesh, batch_size
-        self._train_set, self._test_sets = train_set, self.place(dict(test_sets))
-        if mesh is None:
-            self._train_set = self.place(train_set)
-            train_epoch: Callable[..., Any] = make_train_epoch(train_step, batch_size)
-        else:
-            train_epoch = parallel.make_sharded_epoch(train_step, mesh)
-        # Nobody else holds the state, so the next one may take its memory.
-        epoch_program = jax.jit(train_epoch, donate_argnums=0)
-        run_test = jax.jit(lambda params, test_set: evaluate(metrics_fn, params, test_set))
-        sharding = jax.tree.leaves(self._test_sets)[0].sharding
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-        )
-
-        def compile_epoch(size: int) -> Any:
-            order = np.arange(size, dtype=np.int32)
-            return epoch_program.lower(shapes, *self._inputs(order)).compile()
-
-        def compile_test(test_set: Examples) -> Any:
-            return run_test.lower(shapes.params, test_set).compile()
-
-        pool = ThreadPoolExecutor()
-        self._training = {size: pool.submit(compile_epoch, size) for size in sizes}
-        self._testing = {
-            name: pool.submit(compile_test, test_set) for name, test_set in self._test_sets.items()
-        }
-        pool.shutdown(wait=False)
-
-    def place(self, tree: Any) -> Any:
-        """The arrays where the programs need them."""
-        if self._mesh is None:
-            return jax.device_put(tree, self._device)
-        return parallel.replicate(tree, self._mesh)
-
-    def wait(self) -> None:
-        """Wait until all is compiled; a JaxmnistError where a program will not fit in memory."""
-        for future in (*self._testing.values(), *self._training.values()):
-            analysis = future.result().memory_analysis()
-            check_memory(
-                getattr(analysis, "temp_size_in_bytes", 0), self._device, "a step of this size"
-            )
-
-    def epochs(self, orders: Orders, size: int, done: int) -> Iterator[tuple[int, list[Chunk]]]:
-        """The number of each epoch and its chunks of `size` steps, after step `done` of the run."""
-        for epoch, order in orders:
-            steps = -(-len(order) // self._batch_size)
-            ranges = chunks(steps, size, max(done - epoch * steps, 0))
-            yield epoch, [Chunk(steps, self._bind(order, steps)) for steps in ranges]
-
-    def _bind(self, order: Any, steps: range) -> Callable[[Any], tuple[Any, Metrics]]:
-        whole = len(steps) * self._batch_size >= len(order)  # stays on the device
-        first, last = steps.start * self._batch_size, steps.stop * self._batch_size
-        part = order if whole else np.asarray(order)[first:last]
-        program, inputs = self._training[len(part)].result(), self._inputs(part)
-        return lambda state: program(state, *inputs)
-
-    def evaluate(self, params: Any) -> dict[str, dict[str, Any]]:
-        """The metrics on each test set, on the host."""
-        found = {
-            name: self._testing[name].result()(params, test_set)
-            for name, test_set in self._test_sets.items()
-        }
-        return jax.device_get(found)
-
-    def _inputs(self, order: Any) -> tuple[Any, ...]:
-        if self._mesh is None:
-            return self._train_set, order
-        return (parallel.shard_epoch(self._train_set, order, self._batch_size, self._mesh),)
+_MOST = 200  # compiled programs in the cache; a run has four
 
 
 def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Device:
-    """The first device of this kind; "auto" is the best that JAX finds."""
+    """The first device of this kind; "auto" is the best that JAX finds.
+
+    Every script finds its device here. Raises a JaxmnistError where there is none.
+    """
     if kind == "cpu":  # does not wake an accelerator that is not wanted
         jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_platform_name", "cpu")
     try:
         return jax.local_devices(backend=None if kind == "auto" else kind)[0]
     except (RuntimeError, AssertionError) as error:
-        for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
-            if value := os.environ.get(name):
-                raise JaxmnistError(
-                    f"the environment variable {name} is {value}, and JAX finds no such "
-                    f"device here; unset it, or name what is there, for instance {name}=cpu"
-                ) from error
+        names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+        asked = f"{names[0]}={os.environ[names[0]]}" if names else f"--device {kind}"
         raise JaxmnistError(
-            f"--device {kind}: JAX finds no such device, only {jax.default_backend()}; "
-            "the extras cuda12, cuda13 and tpu install support for others"
+            f"JAX finds no device for {asked}; name one that is there, such as cpu "
+            "(the extras cuda12, cuda13 and tpu install support for others)"
         ) from error
-
-
-def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Dataset, dict[str, Dataset]]:
-    """What to train on, with drawn digits added, and what to test on by name.
-
-    The last `validation` of the training images are held out to validate.
-    """
-    train, n = data.train, len(data.train.labels) - validation
-    if n < 1:
-        raise UsageError(f"--validation {validation} leaves none of {len(train.labels):,} images")
-    held_out = {"validation": Dataset(train.images[n:], train.labels[n:])} if validation else {}
-    train = Dataset(train.images[:n], train.labels[:n]) if validation else train
-    return add_synthetic(train, synthetic_digits), {**held_out, "test": data.test}
-
-
-def count_steps(n: int, batch_size: int, epochs: int) -> int:
-    """The steps of an epoch; a UsageError where they cannot be counted or no batch is full."""
-    if batch_size > n:
-        raise UsageError(f"--batch-size {batch_size} is above the {n:,} training images")
-    steps = -(-n // batch_size)
-    if epochs * steps >= 2**31:  # the state counts them in 32 bits
-        raise UsageError(f"--epochs {epochs} of {steps} steps are 2**31 steps or more")
-    return steps
 
 
 def find_mesh(device: jax.Device, count: int | Literal["all"], batch_size: int) -> Mesh | None:
@@ -178,67 +56,157 @@ def find_mesh(device: jax.Device, count: int | Literal["all"], batch_size: int) 
     if count == 1:
         return None
     mesh = parallel.make_mesh(None if count == "all" else count, device.platform)
-    if batch_size < mesh.size:
-        raise UsageError(f"--batch-size {batch_size} is below the {mesh.size} devices")
+    if batch_size % mesh.size:
+        below = batch_size - batch_size % mesh.size
+        raise UsageError(
+            f"--batch-size {batch_size}: {mesh.size} devices do not divide it; use "
+            + " or ".join(str(size) for size in (below, below + mesh.size) if size)
+        )
     return mesh if mesh.size > 1 else None
 
 
-def state_shapes(
-    model: Model, tx: Optimizer, device: jax.Device, key: PRNGKeyArray | None = None
-) -> TrainState:
-    """The first state, with shapes and dtypes for arrays; a JaxmnistError where it does not fit."""
+def compile_programs(
+    train_step: TrainStep[TrainState],
+    metrics_fn: Callable[..., Any],
+    shapes: TrainState,
+    train_set: Dataset,
+    test_sets: Mapping[str, Dataset],
+    *,
+    batch_size: int,
+    where: jax.Device | Mesh,
+) -> tuple[Callable[[Any], Any], Callable[..., Any], Callable[[Any], Any]]:
+    """Compile an epoch and the tests, each in a thread: XLA compiles on one core.
 
-    def first_state() -> TrainState:
-        params = model.init(jax.random.key(0), np.zeros((1, 784), np.float32))
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key=key)
+    Args:
+        train_step, metrics_fn: of `setup.make_training`.
+        shapes: the state, or its shapes and dtypes.
+        train_set: what the orders index.
+        test_sets: what is tested on, by name.
+        batch_size: examples in a step, over all devices.
+        where: the device, or the devices that share each batch.
 
-    shapes = jax.eval_shape(first_state)
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params))]
-    check_memory(sum(sizes), device, "training a model of this size")
-    return shapes
-
-
-def chunks(steps: int, size: int, start: int = 0) -> list[range]:
-    """The steps of an epoch from `start` on, by `size`, of which the last chunk may be shorter.
-
-    >>> chunks(10, 4, start=3)
-    [range(3, 7), range(7, 10)]
+    Returns:
+        `place(state)`, the state where the programs need it; `train_epoch(state, order) -> (state,
+        losses)`, which takes the memory of the state that it is given; and `test(params)`, the
+        loss and accuracy on each test set.
     """
-    return [range(first, min(first + size, steps)) for first in range(start, steps, size)]
+    if isinstance(where, Mesh):
+        place: Any = partial(parallel.replicate, mesh=where)
+        epoch: Any = parallel.make_sharded_epoch(train_step, where)
+        inputs: Any = lambda order: (parallel.shard_epoch(train_set, order, batch_size, where),)  # noqa: E731
+    else:
+        place = partial(jax.device_put, device=where)
+        epoch, on_device = make_train_epoch(train_step, batch_size), place(train_set)
+        inputs = lambda order: (on_device, order)  # noqa: E731
+
+    def run_tests(params: Any, test_sets: Any) -> Any:
+        return {name: evaluate(metrics_fn, params, data) for name, data in test_sets.items()}
+
+    tests = place(dict(test_sets))
+    sharding = tests["test"].labels.sharding
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+    order = np.arange(len(train_set.labels), dtype=np.int32)
+    lowered = (
+        jax.jit(epoch, donate_argnums=0).lower(shapes, *inputs(order)),
+        jax.jit(run_tests).lower(shapes.params, tests),
+    )
+    with ThreadPoolExecutor() as pool:
+        train, test = pool.map(lambda program: program.compile(), lowered)
+    for program in (train, test):
+        size = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
+        check_memory(size, next(iter(sharding.device_set)), "a step of this size")
+
+    def train_epoch(state: TrainState, order: Any) -> tuple[TrainState, jax.Array]:
+        state, metrics = train(state, *inputs(order))
+        return state, metrics["loss"]
+
+    return place, train_epoch, lambda params: jax.device_get(test(params, tests))
 
 
-def chunk_sizes(n: int, batch_size: int, size: int, done: int, epochs: range) -> set[int]:
-    """The numbers of examples in the chunks of these epochs, which begin at step `done`.
+@contextlib.contextmanager
+def compile_cache() -> Iterator[None]:
+    """Within it JAX keeps compiled programs in the user's cache directory.
 
-    >>> sorted(chunk_sizes(n=100, batch_size=10, size=4, done=13, epochs=range(1, 3)))
-    [20, 30, 40]
+    JAX runs what it reads there. So an entry is used only while the checksum that we write beside
+    it is right, and each kind of processor has its own directory.
     """
-    steps = -(-n // batch_size)
-    return {
-        min(chunk.stop * batch_size, n) - chunk.start * batch_size
-        for epoch in epochs[:2]  # the later ones are as the second is
-        for chunk in chunks(steps, size, max(done - epoch * steps, 0))
-    }
+    cpu = platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line for line in lines if line.startswith(("flags", "Features")))
+    place = cache_dir() / f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:16]}"
+    entries = list(place.glob("*-cache"))
+    for entry in entries:
+        with contextlib.suppress(OSError):  # another process is at it, or it stays as it is
+            digest = entry.with_name(f"{entry.name}.sha256")
+            known = digest.read_bytes() if digest.exists() else b""
+            if known != _digest(entry) or len(entries) > _MOST:
+                entry.unlink()
+                digest.unlink(missing_ok=True)
+    # An entry that another process is writing or removing is compiled here too.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        for entry in place.glob("*-cache"):
+            digest = entry.with_name(f"{entry.name}.sha256")
+            with contextlib.suppress(OSError):
+                if not digest.exists():
+                    digest.write_bytes(_digest(entry))
 
 
-def check_finite_params(params: Any, step: int) -> None:
-    """Raise a NonFiniteLossError where training has left parameters that are not finite."""
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(params))):
-        raise NonFiniteLossError(
-            f"the weights after step {step} are not finite: training has diverged, try a lower "
-            "learning rate"
+def _digest(entry: Path) -> bytes:
+    return hashlib.sha256(entry.name.encode() + entry.read_bytes()).hexdigest().encode()
+
+
+def join_processes(
+    coordinator: str | None, processes: int | None, process_id: int | None, timeout: int
+) -> None:
+    """Join the processes of a job; all but the first print nothing from now on.
+
+    The arguments are those of `jax.distributed.initialize`, which finds them by itself under Slurm,
+    Open MPI and on TPU pods; `timeout` in seconds. Raises a JaxmnistError where it fails.
+    """
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow a SIGTERM
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process_id,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=timeout,
         )
+    except (ValueError, RuntimeError) as error:
+        raise JaxmnistError(
+            f"--distributed: {str(error).splitlines()[0]} "
+            "(--coordinator HOST:PORT --processes N --process-id I say where the others are)"
+        ) from error
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def describe_devices(device: jax.Device, mesh: Mesh | None) -> str:
-    """The devices, for the closing summary of a run."""
-    one = f"{device.device_kind} ({device.platform})"
-    return one if mesh is None else f"{mesh.size} devices, each {one}"
+def agree(identity: Mapping[str, Any]) -> None:
+    """Raise a UsageError where the processes of a job have different identities."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    text = np.frombuffer(json.dumps(identity).encode().ljust(2**14), np.uint8)
+    for other in process_allgather(text):
+        if line := differences(json.loads(bytes(other)), identity):
+            raise UsageError(f"--distributed: another process has other options: {line}")
 
 
-def describe_model(params: Any) -> str:
-    """The sizes of an MLP's layers, and how many parameters there are."""
-    layers = params["params"].values()
-    sizes = [next(iter(layers))["weight"].shape[1], *(len(x["weight"]) for x in layers)]
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return f"{'-'.join(map(str, sizes))}, {count:,} parameters"
+def broadcast(state: TrainState | None, shapes: TrainState) -> TrainState | None:
+    """The first process's state, in every process; None if it has none."""
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    keyless = shapes._replace(key=None)  # it is never trained, and comes with the first state
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), keyless)
+    sent = zeros if state is None else state._replace(key=None)
+    found, sent = broadcast_one_to_all((np.array(state is not None), sent))
+    return sent if found else None

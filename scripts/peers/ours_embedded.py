@@ -28,8 +28,8 @@ from jaxmnist import (
     make_train_step,
     train,
 )
-from jaxmnist.machine import cpu_cores
 from jaxmnist.population import compile_population, run_population
+from jaxmnist.runs.machine import cpu_cores
 
 EPOCHS = 2
 POPULATIONS = {"cpu": (8,), "gpu": (8, 32, 1024)}

@@ -19,8 +19,8 @@ from jaxmnist import (
     make_train_step,
     train,
 )
-from jaxmnist.machine import cpu_cores
 from jaxmnist.population import compile_population, run_population
+from jaxmnist.runs.machine import cpu_cores
 
 jax.config.update("jax_num_cpu_devices", cpu_cores() if MODELS > 1 else 1)
 

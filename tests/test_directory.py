@@ -1,0 +1,301 @@
+"""A run's directory: one run at a time, the same run or none, and exactly its rows."""
+
+import dataclasses
+import errno
+import fcntl
+import itertools
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxmnist import TrainState, checkpoint
+from jaxmnist.errors import CheckpointError, DataError, NonFiniteLossError, UsageError
+from jaxmnist.runs import directory
+from jaxmnist.runs.directory import (
+    describe_epoch,
+    differences,
+    epoch_record,
+    lock,
+    make_config,
+    open_run,
+    read_run,
+)
+from jaxmnist.torch_compat import TorchGenerator, init_params
+
+STEPS = 4
+
+
+def field(default, **metadata):
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    rate: float = 0.1
+    device: str = field("cpu", changes_run=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    rates: Rates = Rates()
+    hidden: tuple[int, ...] = field((5,), changes_run=True)
+    epochs: int = field(3, changes_run=False)
+
+
+def state_after(epoch: int) -> TrainState:
+    state = TrainState.create(init_params(TorchGenerator(epoch), (784, 5, 10)), optax.sgd(0.1, 0.9))
+    return state._replace(step=np.int32(epoch * STEPS))
+
+
+def losses_of(epoch: int) -> np.ndarray:
+    return np.random.default_rng(epoch).random(STEPS, np.float32)
+
+
+def train(path, epochs=3, *, resume=False, options=None, **more) -> list[str]:
+    """Something like a run, of which an epoch follows from its number; what it warns of."""
+    warnings: list[str] = []
+    with open_run(path, warn=warnings.append, **more) as run:
+        config = make_config(options or Options(), data="MNIST")
+        state = run.begin(config, state_after(0), resume=resume)
+        done = int(state.step) // STEPS if state else 0
+        assert len(run.records) == done
+        for epoch in range(done + 1, epochs + 1):
+            tests = {"test": {"loss": np.float32(1 / epoch), "accuracy": np.float32(0.5)}}
+            record = epoch_record(epoch, losses_of(epoch), tests)
+            run.save(state_after(epoch), record, losses_of(epoch))
+    return warnings
+
+
+def contents(path) -> dict[str, bytes]:
+    files = (file for file in path.iterdir() if file.is_file() and file.name != ".lock")
+    return {file.name: file.read_bytes() for file in files}
+
+
+def points(path) -> list[tuple]:
+    """What is in TensorBoard's files, each a sequence of length, checksum, event, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in (path / "tensorboard").iterdir():
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            found += [(event.step, v.tag, np.float32(v.simple_value)) for v in event.summary.value]
+    return sorted(found)
+
+
+def test_the_files_of_a_run(tmp_path):
+    assert train(tmp_path / "runs" / "one", tensorboard=True) == []
+    run = read_run(tmp_path / "runs" / "one")
+    assert run.config["options"] == {"rate": 0.1, "device": "cpu", "hidden": [5], "epochs": 3}
+    assert [(row["epoch"], row["step"]) for row in run.records] == [(1, 4), (2, 8), (3, 12)]
+    assert run.records[1]["train_loss"] == float(losses_of(2).mean(dtype="float64"))
+    np.testing.assert_array_equal(run.losses, [losses_of(epoch) for epoch in (1, 2, 3)])
+    jax.tree.map(np.testing.assert_array_equal, run.params, state_after(3).params)
+    assert run.finished
+    steps = [(s, "train/step_loss", x) for s, x in enumerate(run.losses.reshape(-1), 1)]
+    rows = [
+        (row["step"], name.replace("_", "/"), np.float32(row[name]))
+        for row in run.records
+        for name in ("train_loss", "test_loss", "test_accuracy")
+    ]
+    assert points(run.path) == sorted(steps + rows)
+
+
+# What a process can die in while it saves an epoch.
+DEATHS = ["save_weights", "_append", "_write_events", "_replace", "checkpoint.save"]
+
+
+@pytest.mark.parametrize("call", DEATHS)
+def test_a_run_that_dies_while_it_saves_ends_in_the_same_files(tmp_path, monkeypatch, call):
+    train(tmp_path / "whole", tensorboard=True)
+    module = checkpoint if call == "checkpoint.save" else directory
+    name = call.removeprefix("checkpoint.")
+    for when in (1, 2, 3):
+        out, whole, calls = tmp_path / f"out {when}", getattr(module, name), itertools.count(1)
+
+        def die(*args, calls=calls, when=when, whole=whole, **more):
+            if next(calls) == when:
+                raise KeyboardInterrupt
+            return whole(*args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, die)
+            with pytest.raises(KeyboardInterrupt):
+                train(out, tensorboard=True)
+        (out / "config.json.01234567.tmp").touch()  # of a kill in the middle of a write
+        train(out, resume=True, tensorboard=True)
+        assert contents(out) == contents(tmp_path / "whole")
+        assert points(out) == points(tmp_path / "whole")
+
+
+def test_going_on_with_more_epochs(tmp_path):
+    train(tmp_path / "whole", 5)
+    for epochs in (1, 2, 5, 5):
+        train(tmp_path / "out", epochs, resume=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_another_run_is_refused_and_the_difference_named(tmp_path):
+    train(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="holds this run already; --resume continues it"):
+        train(tmp_path)
+    other = Options(Rates(rate=0.2), hidden=(5, 6))
+    line = (
+        r"another run .rate 0.1 there, 0.2 here, hidden \[5\] there, \[5, 6\] here.; name another"
+    )
+    for resume in (True, False):
+        with pytest.raises(UsageError, match=line):
+            train(tmp_path, options=other, resume=resume)
+    assert contents(tmp_path) == before
+    assert train(tmp_path, options=Options(Rates(device="gpu"), epochs=9), resume=True) == []
+    for path in tmp_path.glob("checkpoint-*"):
+        path.unlink()  # the weights are a result too
+    with pytest.raises(UsageError, match="another run"):
+        train(tmp_path, options=other, resume=True)
+
+
+def test_jaxs_flags_the_data_and_the_first_weights_are_part_of_the_identity():
+    config = make_config(Options(), data="MNIST", init="abc")["identity"]
+    assert config["jax_enable_x64"] is False
+    jax.config.update("jax_random_seed_offset", 7)
+    try:
+        other = make_config(Options(), data="synthetic digits", init="abc")["identity"]
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+    assert differences(config, other) == (
+        "data MNIST there, synthetic digits here, jax_random_seed_offset 0 there, 7 here"
+    )
+    # The checkpoint holds the first weights: who goes on need not name them, nor others.
+    assert differences(config, make_config(Options(), data="MNIST")["identity"]) == ""
+    assert differences({**config, "init": "x"}, config) == "init x there, abc here"
+
+
+def test_other_versions_are_told(tmp_path, monkeypatch):
+    train(tmp_path, 1)
+    monkeypatch.setattr(optax, "__version__", "0.0.1")
+    (line,) = train(tmp_path, resume=True)
+    assert line.startswith("other versions, so the last digits may differ: optax ")
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(UsageError, match="holds no run"):
+        train(tmp_path)
+    with pytest.raises(UsageError, match="not a directory"):
+        train(tmp_path / "thesis.tex")
+    assert contents(tmp_path) == {"thesis.tex": b"important"}
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path):
+    train(tmp_path)
+    before = contents(tmp_path)
+    newest = tmp_path / "checkpoint-00000012.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    (line,) = train(tmp_path, resume=True)
+    assert line.startswith(f"skipped a checkpoint: {newest}: damaged")
+    assert contents(tmp_path) == before
+    for path in tmp_path.glob("checkpoint-*"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="has no good checkpoint"):
+        train(tmp_path, resume=True)
+
+
+def test_logs_are_restored(tmp_path):
+    """The rows of epochs are in the checkpoint, and the losses of steps are told to be missing."""
+    train(tmp_path, 2)
+    before = contents(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "steps.jsonl").write_bytes(before["steps.jsonl"][:60])  # in the middle of a line
+    (line,) = train(tmp_path, 2, resume=True)
+    assert line == f"{tmp_path}/steps.jsonl: the losses of 7 steps are missing"
+    assert contents(tmp_path)["metrics.jsonl"] == before["metrics.jsonl"]
+    assert np.isnan(read_run(tmp_path).losses).sum() == 7
+
+
+def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def removed(*args):
+        shutil.rmtree(tmp_path)
+
+    monkeypatch.setattr(directory, "save_weights", removed)
+    with pytest.raises(OSError, match=f"^{tmp_path}/steps.jsonl: cannot be written: No such file"):
+        train(tmp_path)
+    (tmp_path.parent / "file").touch()
+    with pytest.raises(OSError, match="file/out: cannot be made: Not a directory"):
+        train(tmp_path.parent / "file" / "out")
+
+
+def test_one_process_at_a_time(tmp_path):
+    code = "import sys; from pathlib import Path; from jaxmnist.runs.directory import lock\n"
+    code += "with lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, tmp_path]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as holder:
+        holder.stdout.readline()
+        with pytest.raises(CheckpointError, match=f"another process .*pid {holder.pid}"):
+            train(tmp_path)
+        holder.kill()
+    train(tmp_path)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """It is told, and nothing that a killed process leaves behind refuses the next one."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock(tmp_path):
+        (line,) = train(tmp_path)
+    assert line.startswith(f"{tmp_path} cannot be locked (Function not implemented): ")
+
+
+def test_reading_a_run(tmp_path):
+    with pytest.raises(UsageError, match="there is no such directory"):
+        read_run(tmp_path / "none")
+    with pytest.raises(UsageError, match="it has no config"):
+        read_run(tmp_path)
+    train(tmp_path, 2)
+    assert (read_run(tmp_path).finished, len(read_run(tmp_path).records)) == (False, 2)
+    metrics, config = tmp_path / "metrics.jsonl", tmp_path / "config.json"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole + b'{"epoch": 3')  # a row that is being written
+    assert len(read_run(tmp_path).records) == 2
+    wrong = whole.replace(b'"step": 8', b'"step": "8"'), whole.replace(b": 1.0", b": NaN")
+    for damaged in (b"{}\n", b"[\n", b"[" * 100_000 + b"\n", *wrong):
+        metrics.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"metrics.jsonl: line [12] is damaged"):
+            read_run(tmp_path)
+    metrics.unlink()
+    with pytest.raises(DataError, match="no epoch is done; go on with"):
+        read_run(tmp_path)
+    for damaged in ("", "[]", '{"options": {"epochs": "x"}}', "[" * 100_000):
+        config.write_text(damaged)
+        with pytest.raises(DataError, match=r"config.json: damaged"):
+            read_run(tmp_path)
+
+
+def test_the_line_of_an_epoch_fits_a_terminal():
+    tests = {name: {"loss": 99.9999, "accuracy": 0.99994} for name in ("validation", "test")}
+    record = epoch_record(80, np.float32([99.9999]), tests)
+    assert (record["step"], record["validation_accuracy"]) == (80, 0.99994)
+    assert len(describe_epoch(record, 80)) <= 79
+    record = epoch_record(80, np.float32([0.5]), {"test": {"loss": 0.25, "accuracy": 1.0}})
+    line = "Epoch 80/80   Training loss: 0.500000   test loss: 0.250000   accuracy: 100.00%"
+    assert describe_epoch(record, 80) == line
+    assert len(line) <= 79
+
+
+def test_a_test_loss_that_is_not_finite():
+    with pytest.raises(NonFiniteLossError, match="the test loss after epoch 3 is nan"):
+        epoch_record(3, np.ones(2, np.float32), {"test": {"loss": np.nan, "accuracy": 0.1}})

@@ -1,0 +1,101 @@
+"""Compiled programs are kept, and what is kept can neither break nor change a run; devices."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxmnist.errors import JaxmnistError, UsageError
+from jaxmnist.runs import programs
+from tests.helpers import ROOT
+
+# Two programs, one after the other; prints their results.
+COMPILE = """
+import jax, jax.numpy as jnp
+from jaxmnist.runs.programs import compile_cache
+with compile_cache():
+    print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.arange(3.0)), jax.jit(jnp.cumsum)(jnp.arange(3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def compute(tmp_path_factory):
+    """Runs the programs in a process of their own, all with one cache: what it printed."""
+    cache = tmp_path_factory.mktemp("cache")
+    names = {"JAXMNIST_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+    def run() -> str:
+        command = [sys.executable, "-c", COMPILE]
+        done = subprocess.run(command, env=os.environ | names, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    run.entries = lambda: sorted(cache.glob("programs-*/*-cache"))
+    return run
+
+
+def stamps(paths) -> list[int]:
+    return [path.stat().st_mtime_ns for path in paths]
+
+
+@pytest.mark.slow
+def test_damaged_foreign_and_unknown_entries_are_compiled_again(compute):
+    printed, entries = compute(), compute.entries()
+    assert len(entries) >= 2
+    before = stamps(entries)
+    assert (compute(), stamps(compute.entries())) == (printed, before)  # they are used
+    content = entries[0].read_bytes()
+    entries[0].write_bytes(content[:-7] + b"damaged")
+    shutil.copy(entries[2], entries[1])  # a whole program, with the name of another
+    entries[2].with_name(f"{entries[2].name}.sha256").unlink()
+    assert compute() == printed
+    assert compute.entries() == entries
+    assert all(new > old for new, old in zip(stamps(entries)[:3], before, strict=False))
+    before = stamps(entries)
+    assert (compute(), stamps(compute.entries())) == (printed, before)  # and whole again
+
+
+def test_a_cache_that_cannot_be_made_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path / "file"))
+    with programs.compile_cache():
+        assert jax.jit(lambda x: x + 7)(1) == 8
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_many_programs_are_not_kept_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(programs, "_MOST", 1)
+    counts = []
+    for k in range(3):
+        with programs.compile_cache():
+            jax.jit(lambda x, k=k: x * k - 1)(1.0).block_until_ready()
+        counts.append(len(list(tmp_path.glob("programs-*/*-cache"))))
+    assert max(counts) < 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["JAX_PLATFORMS", "JAX_PLATFORM_NAME"])
+def test_a_device_that_is_not_there(monkeypatch, name):
+    with pytest.raises(JaxmnistError, match="JAX finds no device for --device tpu; name one that"):
+        programs.find_device("tpu")
+    code = "from jaxmnist.runs.programs import find_device; print(find_device({!r}))"
+    for kind, words in (("auto", f"JAX finds no device for {name}=gpu"), ("cpu", "cpu:0")):
+        command = [sys.executable, "-c", code.format(kind)]
+        environment = os.environ | {name: "gpu", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert words in done.stdout + done.stderr
+
+
+def test_devices_that_do_not_divide_the_batch(monkeypatch):
+    (cpu,) = jax.devices("cpu")[:1]
+    assert programs.find_mesh(cpu, 1, 7) is None
+    assert programs.find_mesh(cpu, "all", 7) is None  # there is one
+    monkeypatch.setattr(programs.parallel, "make_mesh", lambda *_: type("Mesh", (), {"size": 8}))
+    with pytest.raises(UsageError, match="--batch-size 100: 8 devices do not divide it; use 96 or"):
+        programs.find_mesh(cpu, 8, 100)
+    with pytest.raises(UsageError, match=r"use 8$"):
+        programs.find_mesh(cpu, 8, 7)
