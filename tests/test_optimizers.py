@@ -11,6 +11,14 @@ from jaxmnist import TrainState, batches, make_train_epoch, make_train_step
 from jaxmnist.optimizers import make_optimizer, make_schedule
 from tests.helpers import assert_close
 
+
+@pytest.fixture(autouse=True)
+def _usual_promotion():
+    """optax promotes an integer count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 PARAMS = {"w": jnp.arange(6.0).reshape(2, 3) - 2}
 RULES = {  # what each name stands for
     "sgd": ({}, optax.sgd(0.1)),

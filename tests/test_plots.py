@@ -100,9 +100,9 @@ def test_weights_lie_where_their_pixels_do():
 
 
 def test_grids_and_probabilities(tmp_path):
-    images = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28), np.uint8)
     (axes,) = plots.digit_grid(images, "a title").axes
-    np.testing.assert_array_equal(axes.images[0].get_array()[4:, 5:10], images[1, 1])
+    np.testing.assert_array_equal(axes.images[0].get_array()[28:, 28:56], images[1, 1])
     figure = plots.probability_figure(images[0], TABLE[:3], ["$a$", "三", "c"])
     bars = [axes for axes in figure.axes if axes.patches]
     for axes, row in zip(bars, TABLE, strict=False):
