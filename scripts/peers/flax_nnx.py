@@ -1,16 +1,18 @@
-"""Flax NNX: a step under nnx.jit a batch, batches gathered on the host, normalised in it."""
+"""Flax NNX: a step under nnx.jit a batch, gathered on the host and normalised in the step."""
 
-import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _job import BATCH, RATE, batches, load, orders, report
+from _job import RATE, train
 from flax import nnx
 from jax.typing import ArrayLike
 
+tx = optax.sgd(RATE)  # another one would be compiled again
 uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as PyTorch's
+Step = Callable[[ArrayLike, ArrayLike], jax.Array]
 
 
 class MLP(nnx.Module):
@@ -30,7 +32,7 @@ class MLP(nnx.Module):
 
 
 @nnx.jit
-def train_step(model: MLP, optimizer: nnx.Optimizer, x: ArrayLike, y: ArrayLike) -> jax.Array:
+def update(model: MLP, optimizer: nnx.Optimizer, x: ArrayLike, y: ArrayLike) -> jax.Array:
     """One batch further: the model and the optimizer are updated in place."""
 
     def loss_fn(model: MLP) -> jax.Array:
@@ -41,33 +43,16 @@ def train_step(model: MLP, optimizer: nnx.Optimizer, x: ArrayLike, y: ArrayLike)
     return loss
 
 
-@nnx.jit
-def predict(model: MLP, x: ArrayLike) -> jax.Array:
-    """The most likely class of each image."""
-    return model(x).argmax(axis=-1)
-
-
-images, labels, test_images, test_labels = load()
-tx = optax.sgd(RATE)
-
-
-def init() -> tuple[MLP, nnx.Optimizer]:
-    """Model and optimizer before the first step."""
+def init() -> tuple[MLP, Step]:
+    """The model and its step, which finds out once what the objects hold, as Flax advises."""
     model = MLP(nnx.Rngs(0))
-    return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    return model, nnx.cached_partial(update, model, optimizer)
 
 
-model, optimizer = init()
-for size in (BATCH, len(labels) % BATCH):  # compiles both sizes
-    train_step(model, optimizer, images[:size], labels[:size])
-model, optimizer = init()
-# Finds out once what the objects hold, not at every step: Flax's own advice for small models.
-step = nnx.cached_partial(train_step, model, optimizer)
-
-start = time.perf_counter()
-for order in orders(len(images)):
-    losses = [step(images[rows], labels[rows]) for rows in batches(order)]
-mean_loss = np.mean(jax.device_get(losses))
-seconds = time.perf_counter() - start
-
-report(seconds, mean_loss, np.mean(predict(model, test_images) == test_labels))
+train(
+    init,
+    lambda state, x, y, rows: (state, state[1](x[rows], y[rows])),
+    lambda state, images: nnx.jit(lambda model, x: model(x).argmax(axis=-1))(state[0], images),
+    collect=lambda losses: np.asarray(jax.device_get(losses)),
+)

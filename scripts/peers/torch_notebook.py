@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import torch
-from _job import BATCH, EPOCHS, RATE, device, load, report
-from _torch_job import network
+from _job import BATCH, EPOCHS, RATE, load, report
+from _torch import DEVICE, network
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -33,9 +33,9 @@ class Mnist(Dataset):
         return tensor.clone().sub_(mean).div_(std), int(self.labels[i])
 
 
-images, labels, test_images, test_labels = load()
-trainloader = DataLoader(Mnist(images, labels), batch_size=BATCH, shuffle=True)
-testloader = DataLoader(Mnist(test_images, test_labels), batch_size=BATCH)
+data = load()
+trainloader = DataLoader(Mnist(data["images"], data["labels"]), batch_size=BATCH, shuffle=True)
+testloader = DataLoader(Mnist(data["test_images"], data["test_labels"]), batch_size=BATCH)
 
 torch.manual_seed(0)
 model = network()
@@ -46,7 +46,7 @@ start = time.perf_counter()
 for _ in range(EPOCHS):
     running_loss = 0.0
     for x, y in trainloader:
-        x, y = x.view(x.shape[0], -1).to(device()), y.to(device())
+        x, y = x.view(x.shape[0], -1).to(DEVICE), y.to(DEVICE)
         optimizer.zero_grad()
         loss = criterion(model(x), y)
         loss.backward()
@@ -56,7 +56,7 @@ seconds = time.perf_counter() - start
 
 with torch.no_grad():
     correct = sum(
-        (model(x.view(x.shape[0], -1).to(device())).argmax(1).cpu() == y).sum().item()
+        (model(x.view(x.shape[0], -1).to(DEVICE)).argmax(1).cpu() == y).sum().item()
         for x, y in testloader
     )
-report(seconds, running_loss / len(trainloader), correct / len(test_labels))
+report(seconds, running_loss / len(trainloader), correct / len(data["test_labels"]))

@@ -1,5 +1,6 @@
-"""jaxmnist's scanned epochs, of one model or of a population: the program of `--scale`."""
+"""jaxmnist's scanned epochs, of one model or of many: the program of `benchmark.py --growth`."""
 
+import os
 import time
 from functools import partial
 
@@ -22,20 +23,14 @@ from jaxmnist import (
 from jaxmnist.population import compile_population, run_population
 from jaxmnist.runs.machine import cpu_cores
 
-jax.config.update("jax_num_cpu_devices", cpu_cores() if MODELS > 1 else 1)
-
-images, labels, test_images, test_labels = load()
-dataset = Dataset(images.reshape(-1, 28, 28), labels)
+if MODELS > 1:
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+data = load()
+dataset, test = (
+    Dataset(data[f"{part}images"].reshape(-1, 28, 28), data[f"{part}labels"])
+    for part in ("", "test_")
+)
 model, tx = MLP(hidden=SIZES[1:-1]), optax.sgd(RATE)
-
-
-def run(member: tuple[jax.Array, TrainState], dataset: Dataset) -> tuple[object, jax.Array]:
-    """The parameters after all epochs, and the mean loss of the last."""
-    seed, state = member
-    step = make_train_step(classifier_objective(model.apply), tx)
-    key = jax.random.key(seed)
-    state, metrics = train(step, state, dataset, key, epochs=EPOCHS, batch_size=BATCH)
-    return state.params, metrics["loss"][-1].mean()
 
 
 @jax.jit
@@ -44,21 +39,27 @@ def init(seed: jax.Array) -> TrainState:
     return init_state(model, tx, jax.random.key(seed))._replace(key=None)
 
 
+def run(member: tuple[jax.Array, TrainState], dataset: Dataset) -> tuple[object, jax.Array]:
+    """The parameters after all epochs, and the mean loss of the last."""
+    seed, state = member
+    step, key = make_train_step(classifier_objective(model.apply), tx), jax.random.key(seed)
+    state, metrics = train(step, state, dataset, key, epochs=EPOCHS, batch_size=BATCH)
+    return state.params, metrics["loss"][-1].mean()
+
+
 seeds = np.arange(MODELS, dtype=np.uint32)
 if MODELS > 1:
     members = jax.device_get((seeds, jax.vmap(init)(seeds)))
     program = partial(run_population, compile_population(run, members, dataset), members)
 else:
-    member, data = jax.device_put(((seeds[0], init(seeds[0])), dataset))
-    program = partial(jax.jit(run).lower(member, data).compile(), member, data)
+    arguments = jax.device_put(((seeds[0], init(seeds[0])), dataset))
+    program = partial(jax.jit(run).lower(*arguments).compile(), *arguments)
 
-jax.block_until_ready(program())  # the first call takes longer: the peers, too, have run a step
+jax.block_until_ready(program())  # the first call takes longer; the peers have run a step, too
 start = time.perf_counter()
 params, loss = jax.block_until_ready(program())
 seconds = time.perf_counter() - start
 
-if MODELS > 1:
-    params = jax.tree.map(lambda leaf: leaf[0], params)
-test = Dataset(test_images.reshape(-1, 28, 28), test_labels)
-accuracy = evaluate(classifier_metrics(model.apply), params, test)["accuracy"]
-report(seconds, np.mean(loss), float(accuracy))
+params = jax.tree.map(lambda leaf: leaf[0], params) if MODELS > 1 else params
+found = evaluate(classifier_metrics(model.apply), params, test)
+report(seconds, np.mean(loss), found["accuracy"])
