@@ -1,6 +1,7 @@
 """The four official files: found where people have them, read strictly."""
 
 import gzip
+import math
 import os
 import struct
 
@@ -15,6 +16,10 @@ HEADER = struct.pack(">3I", 2050, 2, 3)
 
 
 FOLDERS = ["", "raw", "MNIST/raw", "MNIST", "mnist", "mnist/raw", "archive"]
+
+
+def test_mnist_has_70_000_images_and_labels():
+    assert sum(math.prod(shape) for _, shape in FILES.values()) == 70_000 * (28 * 28 + 1)
 
 
 def dotted(name):
