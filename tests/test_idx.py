@@ -68,7 +68,6 @@ DAMAGES = {
     "truncated": (PACKED[:-1], "the file is damaged"),
     "checksum": (PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:], "the file is damaged"),
     "deflate": (PACKED[:12] + b"\xff" + PACKED[13:], "the file is damaged"),
-    "type": (b"\0\0\x09" + HEADER[3:] + bytes(6), "not the header"),
     "shape": (struct.pack(">3I", 2050, 3, 2) + bytes(6), "not the header"),
     "short": (HEADER + bytes(5), "holds 17 of 18 bytes"),
     "long": (HEADER + bytes(7), "holds more than 18 bytes"),

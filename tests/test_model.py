@@ -5,10 +5,15 @@ import pytest
 from jaxmnist import MLP
 
 KEY = jax.random.key(3)
+IMAGES = np.random.default_rng(0).normal(size=(5, 784)).astype(np.float32)
 
 
-def test_shapes_are_the_notebooks():
-    params = MLP().init(KEY, np.zeros((1, 784), np.float32))
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(MLP().init)(KEY, IMAGES)
+
+
+def test_shapes_are_the_notebooks(params):
     shapes = jax.tree.map(np.shape, params)["params"]
     assert shapes == {
         "linear_0": {"weight": (128, 784), "bias": (128,)},
@@ -18,35 +23,36 @@ def test_shapes_are_the_notebooks():
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
-def test_forward_equals_numpy():
-    images = np.random.default_rng(0).normal(size=(5, 784)).astype(np.float32)
-    params = MLP().init(KEY, images)
-    x = images.astype(np.float64)
-    layers = params["params"]
+def test_forward_equals_numpy(params):
+    x = np.float64(IMAGES)
     for i in range(3):
-        layer = layers[f"linear_{i}"]
+        layer = params["params"][f"linear_{i}"]
         x = x @ np.float64(layer["weight"]).T + np.float64(layer["bias"])
         x = np.maximum(x, 0) if i < 2 else x
-    np.testing.assert_allclose(MLP().apply(params, images), x, rtol=1e-4, atol=1e-6)
-    log_probs = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(
-        MLP(log_probs=True).apply(params, images), log_probs, rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(MLP().apply(params, IMAGES), x, rtol=1e-4, atol=1e-6)
+    expected = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    log_probs = MLP(log_probs=True).apply(params, IMAGES)
+    np.testing.assert_allclose(log_probs, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_images_of_any_shape_are_flattened():
-    images = np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype(np.float32)
-    params = MLP().init(KEY, images)
-    np.testing.assert_array_equal(
-        MLP().apply(params, images), MLP().apply(params, images.reshape(5, 784))
-    )
+def test_images_of_any_shape_are_flattened(params):
+    logits = MLP().apply(params, IMAGES.reshape(5, 1, 28, 28))
+    np.testing.assert_array_equal(logits, MLP().apply(params, IMAGES))
 
 
-@pytest.mark.parametrize(
-    ("layer", "inputs"), [("linear_0", 784), ("linear_1", 128), ("linear_2", 64)]
-)
-def test_initialisation_is_uniform_within_pytorchs_bound(layer, inputs):
-    params = MLP().init(KEY, np.zeros((1, 784), np.float32))["params"][layer]
+def test_logits_are_float32_whatever_the_layers_compute_in(params):
+    expected, logits = (MLP(dtype=x).apply(params, IMAGES) for x in (None, jax.numpy.bfloat16))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=0.03)
+    assert np.abs(logits - expected).max() > 1e-4
+    with jax.enable_x64(True):  # and what the parameters are, where no type is given
+        params = jax.tree.map(np.float64, params)
+        assert MLP().apply(params, np.float64(IMAGES)).dtype == np.float64
+
+
+@pytest.mark.parametrize(("layer", "inputs"), [(0, 784), (1, 128), (2, 64)])
+def test_initialisation_is_uniform_within_pytorchs_bound(params, layer, inputs):
+    params = params["params"][f"linear_{layer}"]
     bound = inputs**-0.5
     for name in ("weight", "bias"):
         values = np.asarray(params[name]).ravel()
