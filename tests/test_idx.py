@@ -34,21 +34,21 @@ def test_layouts(tmp_path, folder, rename):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     found = find_idx(tmp_path)
-    assert list(found) == list(FILES)
+    assert set(found) == set(FILES)
     assert all(path.is_file() for path in found.values())
 
 
 def test_a_missing_file_is_named(tmp_path):
     for name in ("TRAIN_IMAGES_IDX3_UBYTE", "train labels idx1 ubyte.gz"):
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match=r": t10k-images.*, t10k-labels.* is missing beside other"):
+    with pytest.raises(DataError, match=r"^t10k-images.*, t10k-labels.* is missing beside /.*"):
         find_idx(tmp_path)
 
 
 def test_what_is_read_is_told_where_there_is_nothing(tmp_path):
     for name in ("train.csv", "mnist.pkl.gz", "training.pt", "a.parquet"):
         (tmp_path / name).touch()
-    found = r"found a\.parquet, mnist\.pkl\.gz, train\.csv, \.\.\."
+    found = r"found a\.parquet, mnist\.pkl\.gz, train\.csv"
     for place, words in ((".", found), ("train.csv", "is a file"), ("none", "no such directory")):
         with pytest.raises(DataNotFoundError, match=f"{words}; MNIST is read from its four IDX"):
             find_idx(tmp_path / place)

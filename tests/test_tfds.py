@@ -75,15 +75,9 @@ def test_a_copy_is_found_from_each_level_and_read_in_mnists_order(prepared, tmp_
     for place in (prepared, prepared.parent, tmp_path):
         assert find_prepared(place) == prepared
     arrays = read_prepared(prepared)
-    np.testing.assert_equal(
-        arrays,
-        {
-            "train_images": IMAGES[:6],
-            "train_labels": np.arange(6),
-            "test_images": IMAGES[6:],
-            "test_labels": np.arange(6, 9),
-        },
-    )
+    assert list(arrays) == ["train_images", "train_labels", "test_images", "test_labels"]
+    expected = (IMAGES[:6], np.arange(6), IMAGES[6:], np.arange(6, 9))
+    np.testing.assert_equal(tuple(arrays.values()), expected)
 
 
 def test_what_is_no_prepared_copy(tmp_path, monkeypatch):

@@ -5,12 +5,12 @@ u32 a dimension; see https://yann.lecun.org/exdb/mnist/.
 """
 
 import gzip
-import io
 import math
 import os
 import re
 import struct
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +47,10 @@ def find_idx(directory: Path) -> dict[str, Path]:
     if len(found) == len(FILES):
         return found
     if found:
-        missing = ", ".join(FILES[name][0] for name in FILES if name not in found)
-        folder = next(iter(found.values())).parent
-        raise DataError(f"{folder}: {missing} (raw or .gz) is missing beside other MNIST files")
+        missing = ", ".join(file for name, (file, _) in FILES.items() if name not in found)
+        raise DataError(f"{missing} (raw or .gz) is missing beside {min(found.values())}")
     if directory.is_dir():
-        names = sorted(os.listdir(directory))
-        what = f"found {', '.join(names[:3]) or 'nothing'}{', ...' if len(names) > 3 else ''}"
+        what = f"found {', '.join(sorted(os.listdir(directory))[:3]) or 'nothing'}"
     else:
         what = "is a file" if directory.exists() else "no such directory"
     raise DataNotFoundError(
@@ -67,7 +65,7 @@ def _find_in(folder: Path) -> dict[str, Path]:
         name = _ARRAYS.get(re.sub("[._ ]", "-", path.name.lower().removesuffix(".gz")))
         if name and path.is_file():
             found.setdefault(name, path)
-    return {name: found[name] for name in FILES if name in found}
+    return found
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
@@ -82,7 +80,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
 
 
 def parse_idx(
-    file: io.BufferedIOBase, name: str, shape: tuple[int, ...]
+    file: BufferedIOBase, name: str, shape: tuple[int, ...]
 ) -> UInt8[np.ndarray, "*shape"]:
     """The uint8 array in an open IDX file, see `read_idx`; errors speak of it as `name`.
 
