@@ -1,6 +1,4 @@
-"""Make README's pictures: losses, mistakes, drawn digits, a digit to predict, the sketchpad."""
-
-from __future__ import annotations
+"""Make README's pictures from a run of scripts/train.py; for maintainers, needs playwright."""
 
 import os
 import sys
@@ -13,18 +11,10 @@ import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from _options import DataDirOptions, local_path
-from _output import printable
+from _options import DataDirOptions, local_path, weights
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from jaxmnist import Dataset, TrainState
-    from jaxmnist.types import Metrics, Params
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # A three, in 280ths of the sketchpad.
 THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139, 134), (168, 143),
          (190, 163), (198, 190), (183, 222), (160, 235), (122, 235), (104, 227),
@@ -35,110 +25,62 @@ THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139,
 class Options:
     """The options."""
 
-    out: Path = cli.option(
-        cli.ROOT / ".github" / "pictures", "Directory for the pictures.", local_path, metavar="DIR"
-    )
+    run: Path = weights()
+    out: Path = cli.option(cli.ROOT / ".github/pictures", "Directory for the pictures.", local_path)
     data: DataDirOptions = DataDirOptions()
 
 
 def main(options: Options) -> None:
-    """Train as the notebook does and make the pictures."""
-    import jax
-    import matplotlib.figure  # noqa: F401  (missed now rather than after the training)
-    import numpy as np
-
-    from jaxmnist import load_mnist
-    from jaxmnist.datasets import load_synthetic
-    from jaxmnist.plots import digit_grid, loss_curves, mistake_grid
-    from jaxmnist.predict import evaluate_model
-
-    dataset, test = load_mnist(options.data.data_dir)
-    state, metrics = jax.device_get(jax.jit(train_notebook)(dataset, test))
-    names = ("train_loss", "test_loss", "test_accuracy")
-    columns = (metrics["loss"].mean(axis=1), metrics["test_loss"], metrics["test_accuracy"])
-    rows_of_epochs = zip(*(column.tolist() for column in columns), strict=True)
-    records = [dict(zip(names, row, strict=True)) for row in rows_of_epochs]
-    found = evaluate_model(state.params, test)
-    images, labels = (np.asarray(part) for part in test)
-    mistakes = mistake_grid(images, labels, found.probabilities)
-    drawn, _ = load_synthetic()
-    rows = [drawn.images[drawn.labels == digit][:20] for digit in range(10)]
-    figures = {
-        "loss.png": (loss_curves({"the notebook's run": records}, metrics["loss"]), 110),
-        "mistakes.png": (mistakes, 110),
-        "drawn_digits.png": (digit_grid(np.stack(rows), "Synthetic digits"), 100),
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, (figure, dpi) in figures.items():
-        figure.savefig(options.out / name, dpi=dpi)
-    draw_digit(options.out / "digit.png")
-    print(f"{', '.join(figures)}, digit.png are in {printable(options.out)}")
-    problem = sketch(state.params, options.out / "sketchpad.png")
-    print(f"Note: sketchpad.png is left as it was: {problem}" if problem else "sketchpad.png too")
-
-
-def train_notebook(dataset: Dataset, test: Dataset) -> tuple[TrainState, Metrics]:
-    """The notebook's run."""
-    import jax
-    import optax
-
-    from jaxmnist import evaluate, init_state, train
-    from jaxmnist.runs.setup import make_training
-
-    key, tx = jax.random.key(0), optax.sgd(0.003)
-    model, train_step, metrics = make_training((128, 64), "cross_entropy", None, tx)
-    state = init_state(model, tx, key)
-    return train(
-        train_step, state, dataset, key, test=lambda state: evaluate(metrics, state.params, test)
-    )
-
-
-def stroke() -> np.ndarray:
-    """The points of the three, [100, 2], joined by a curve."""
+    """Draw the run, synthetic digits, a digit to read, and the sketchpad in use."""
     import numpy as np
     from scipy.interpolate import CubicSpline
 
-    last = len(THREE) - 1
-    return CubicSpline(np.arange(last + 1), THREE)(np.linspace(0, last, 100))
+    from jaxmnist import load_mnist
+    from jaxmnist.datasets import load_synthetic
+    from jaxmnist.plots import digit_grid, run_figures
+    from jaxmnist.predict import evaluate_model
+    from jaxmnist.runs.directory import read_run
+
+    run, (_, test) = read_run(options.run), load_mnist(options.data.data_dir)
+    found = evaluate_model(run.params, test)
+    arrays = np.asarray(test.images), np.asarray(test.labels), found.probabilities
+    figures = run_figures(run.records, run.losses, run.params, *arrays)
+    images, labels = (np.asarray(part) for part in load_synthetic()[0])
+    rows = np.stack([images[labels == digit][:20] for digit in range(10)])
+    figures["synthetic_digits.png"] = digit_grid(rows, "Synthetic digits")
+    for name in ("loss.png", "mistakes.png", "synthetic_digits.png"):
+        figures[name].savefig(options.out / name, dpi=110)
+    stroke = CubicSpline(range(len(THREE)), THREE)(np.linspace(0, len(THREE) - 1, 100))
+    draw_digit(stroke, options.out / "digit.png")
+    sketch(stroke, run.params, options.out / "sketchpad.png")
+    print(f"{', '.join(path.name for path in sorted(options.out.iterdir()))} in {options.out}")
 
 
-def draw_digit(path: Path, size: int = 200) -> None:
-    """Write the three as a picture that scripts/predict.py reads: dark ink on light paper."""
+def draw_digit(stroke: Any, path: Path) -> None:
+    """Write the stroke, `[n, 2]`, as a picture for scripts/predict.py: dark on light, 200x200."""
     from PIL import Image, ImageDraw
 
-    picture = Image.new("L", (2 * size, 2 * size), 235)
+    picture = Image.new("L", (400, 400), 235)
     pen = ImageDraw.Draw(picture)
-    radius = size / 14
-    for x, y in 2 * size / 280 * stroke():
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=40)
-    picture.resize((size, size), Image.Resampling.LANCZOS).save(path, optimize=True)
+    for x, y in 400 / 280 * stroke:
+        pen.ellipse((x - 14, y - 14, x + 14, y + 14), fill=40)
+    picture.resize((200, 200), Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
-def sketch(params: Params, path: Path) -> str | None:
-    """Draw a three on the exported page, in a browser, and take its picture; or why not."""
-    import numpy as np
+def sketch(stroke: Any, params: Any, path: Path) -> None:
+    """Draw the stroke on the exported page, in a browser, and take its picture."""
+    from playwright.sync_api import sync_playwright
 
     from jaxmnist.export import to_page
 
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ModuleNotFoundError:
-        return f"it needs playwright: {cli.install_hint('oracle')}"
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as directory:
-        own = playwright.chromium.executable_path
-        browser_path = next(filter(None, map(shutil.which, BROWSERS)), own)
-        try:
-            browser = playwright.chromium.launch(executable_path=browser_path)
-        except Error:
-            return f"{browser_path} does not start"
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         page = browser.new_page(viewport={"width": 800, "height": 610})
         file = Path(directory, "sketchpad.html")
         file.write_text(to_page(params), encoding="utf-8")
         page.goto(file.as_uri())
-        box = page.locator("#pad").bounding_box()
-        assert box is not None
-        corner, scale = np.array([box["x"], box["y"]]), box["width"] / 280
-        first, *rest = (corner + scale * stroke()).tolist()
+        box: Any = page.locator("#pad").bounding_box()
+        first, *rest = ((box["x"], box["y"]) + box["width"] / 280 * stroke).tolist()
         page.mouse.move(*first)
         page.mouse.down()
         for place in rest:
@@ -147,7 +89,6 @@ def sketch(params: Params, path: Path) -> str | None:
         page.wait_for_timeout(1000)  # the bars grow slowly
         page.screenshot(path=path)
         browser.close()
-    return None
 
 
 if __name__ == "__main__":
