@@ -191,8 +191,8 @@ def weight_grid(
     tiles[: len(chosen), 1:29, 1:29] = weight[chosen].reshape(-1, 28, 28)
     tiled = tiles.reshape(rows, columns, 30, 30).transpose(0, 2, 1, 3).reshape(rows * 30, -1)
     limit = max(float(np.nanmax(np.abs(tiled))), 1e-12)
-    which = "all" if len(chosen) == len(weight) else f"the {most} largest of"
-    title = f"First-layer weights: {which} {len(weight)} units, 28x28 pixels each"
+    which = "all" if len(chosen) == len(weight) else f"{most} largest of"
+    title = f"First-layer weights: {which} {len(weight)} units"
     figure = _figure(columns * 0.5, rows * 0.5 + 1.3, title)
     axes = figure.subplots()
     shown = axes.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")

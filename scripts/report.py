@@ -93,7 +93,7 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
     images, labels = np.asarray(test.images), np.asarray(test.labels)
     found = evaluate_model(run.params, test)
     confusion = confusion_matrix(labels, found.probabilities.argmax(axis=1), 10)
-    last, wrong = run.records[-1], int(confusion.sum() - confusion.trace())
+    last, wrong = run.records[-1], confusion - np.diag(np.diag(confusion))
     notes = [] if data == "MNIST" else [f"NOT MNIST: trained and tested on {data}."]
     if not run.finished:
         notes.append("Not finished: the weights are those of its last epoch so far.")
@@ -103,7 +103,7 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
         "notes": notes,
         "results": {
             "test accuracy": f"{found.accuracy:.2%}",
-            "mistakes": f"{wrong:,} of {len(labels):,}",
+            "mistakes": f"{wrong.sum():,}",
             "test loss (nats)": f"{found.loss:.4f}",
             "training loss (nats)": f"{last['train_loss']:.4f}",
             "epochs": f"{len(run.records):,}",
@@ -115,7 +115,7 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
             for name, value in (run.config["identity"] | run.config["versions"]).items()
         },
         "confusion": confusion.tolist(),
-        "worst": max(1, (confusion - np.diag(np.diag(confusion))).max()),
+        "worst": max(1, wrong.max()),
         "mistakes": data_url(mistake_grid(images, labels, found.probabilities, columns=4)),
         "weights": data_url(weight_grid(run.params["params"]["linear_0"]["weight"], 8, 64)),
     }

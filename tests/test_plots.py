@@ -96,7 +96,7 @@ def test_weights_lie_where_their_pixels_do():
         np.testing.assert_array_equal(tile, weight[unit].reshape(28, 28))
     low, high = figure.axes[0].images[0].get_clim()
     assert -low == high == np.abs(weight).max()
-    assert "the 18 largest of 20 units" in figure.get_suptitle()
+    assert "18 largest of 20 units" in figure.get_suptitle()
 
 
 def test_grids_and_probabilities(tmp_path):
