@@ -61,9 +61,9 @@ def draw_digit(stroke: Any, path: Path) -> None:
     from PIL import Image, ImageDraw
 
     picture = Image.new("L", (400, 400), 235)
-    pen = ImageDraw.Draw(picture)
+    pen, radius = ImageDraw.Draw(picture), 200 / 14
     for x, y in 400 / 280 * stroke:
-        pen.ellipse((x - 14, y - 14, x + 14, y + 14), fill=40)
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=40)
     picture.resize((200, 200), Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
