@@ -7,46 +7,16 @@ scanned by you; importing it starts no backend and sets no flag.
 from jaxmnist.checks import check_finite
 from jaxmnist.data import Dataset, batches, epoch_order
 from jaxmnist.datasets.mnist import load_mnist
-from jaxmnist.errors import DataError, DataNotFoundError, JaxmnistError, NonFiniteLossError
+from jaxmnist.errors import JaxmnistError
 from jaxmnist.evaluation import classifier_metrics, evaluate
 from jaxmnist.losses import cross_entropy, nll_loss
 from jaxmnist.model import MLP
 from jaxmnist.objective import classifier_objective
-from jaxmnist.training import (
-    TrainState,
-    init_state,
-    make_train_epoch,
-    make_train_step,
-    norms,
-    train,
-)
-from jaxmnist.transforms import flatten, normalize, preprocess, to_tensor
+from jaxmnist.training import TrainState, init_state, make_train_epoch, make_train_step, train
+from jaxmnist.transforms import preprocess
 
 __version__ = "0.2.0"
-__all__ = [
-    "MLP",
-    "DataError",
-    "DataNotFoundError",
-    "Dataset",
-    "JaxmnistError",
-    "NonFiniteLossError",
-    "TrainState",
-    "batches",
-    "check_finite",
-    "classifier_metrics",
-    "classifier_objective",
-    "cross_entropy",
-    "epoch_order",
-    "evaluate",
-    "flatten",
-    "init_state",
-    "load_mnist",
-    "make_train_epoch",
-    "make_train_step",
-    "nll_loss",
-    "normalize",
-    "norms",
-    "preprocess",
-    "to_tensor",
-    "train",
-]
+__all__ = ["MLP", "Dataset", "JaxmnistError", "TrainState", "batches", "check_finite"]
+__all__ += ["classifier_metrics", "classifier_objective", "cross_entropy", "epoch_order"]
+__all__ += ["evaluate", "init_state", "load_mnist", "make_train_epoch", "make_train_step"]
+__all__ += ["nll_loss", "preprocess", "train"]

@@ -4,55 +4,74 @@ Shapes, dtypes and names are checked when a function is traced. Values are check
 known; in a compiled program they are not, and give NaN instead.
 """
 
-import inspect
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jax.custom_batching import custom_vmap
+from jaxtyping import Float, PRNGKeyArray
 
-from jaxmnist.errors import NonFiniteLossError
-from jaxmnist.types import AnyArray, Examples, Optimizer, Params
+from jaxmnist.errors import JaxmnistError, NonFiniteLossError
+from jaxmnist.types import AnyArray, Optimizer, Params
 
 UNSCALED = 32.0  # the notebook's transforms give no number as large as this; grey levels are
 
 
-def named_arguments(
-    fn: Callable[..., Any], offered: Mapping[str, Any], any_name: bool = False
-) -> dict[str, Any]:
-    """The offered keyword arguments that a signature names; **kwargs count with `any_name` only."""
-    parameters = inspect.signature(fn).parameters
-    if any_name and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return dict(offered)
-    return {name: value for name, value in offered.items() if name in parameters}
+def describe(value: Any) -> str:
+    """An array's dtype and shape, a function's name, or the type of anything else.
+
+    >>> describe(np.zeros((2, 3), np.float32)), describe(None), describe(describe)
+    ('float32[2, 3]', 'NoneType', 'the function describe')
+    """
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    name = getattr(value, "__name__", "")
+    return f"the function {name}" if name and callable(value) else type(value).__name__
 
 
-def num_examples(examples: Examples) -> int:
-    """The size of the first axis, which all arrays of a dataset or a batch share."""
-    leaves = jax.tree_util.tree_flatten_with_path(examples)[0]
-    sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        found = ", ".join(f"{name} has {size[0] if size else 'no'}" for name, size in sizes.items())
-        raise ValueError(f"a dataset's arrays need the same number of examples; {found or 'none'}")
-    return next(iter(sizes.values()))[0]
+def call(name: str, fn: Callable[..., Any], params: Params, batch: Any, **keywords: Any) -> Any:
+    """What a function of the user's returns; its errors get a note with the shapes of the batch."""
+    try:
+        return fn(params, batch, **keywords)
+    except Exception as error:
+        error.add_note(f"{name} was called with the batch {jax.tree.map(describe, batch)}")
+        raise
 
 
-def check_order(order: AnyArray, n: int) -> None:
-    """Raise unless an order is one row of indices and, where they are known, inside the dataset."""
-    if order.ndim != 1 or not jnp.issubdtype(order.dtype, jnp.integer):
-        raise ValueError(f"an order is one row of integers, not {order.dtype}{list(order.shape)}")
-    if not isinstance(order, jax.core.Tracer) and order.size:
-        low, high = int(order.min()), int(order.max())
-        if low < 0 or high >= n:
-            raise ValueError(f"order reaches from {low} to {high}, outside 0..{n - 1}")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless a number of things is an integer and large enough."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise unless a batch has at least one example."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+@custom_vmap
+def _alone(key_data: Any) -> Any:
+    return key_data
+
+
+@_alone.def_vmap
+def _refuse(size: int, batched: Any, key_data: Any) -> Any:
+    raise JaxmnistError(
+        "under vmap the generators rbg and unsafe_rbg give a member other numbers than it gets "
+        "alone: unset JAX_DEFAULT_PRNG_IMPL, or use jax.random.key(seed, impl='threefry2x32')"
+    )
+
+
+def check_key(key: PRNGKeyArray) -> PRNGKeyArray:
+    """The key, unless it is one of several under vmap and of a generator that mixes them up.
+
+    JAX's documentation of `jax.random` says so of rbg and unsafe_rbg.
+    """
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    impl = str(jax.random.key_impl(key)) if typed else jax.config.jax_default_prng_impl
+    if "rbg" not in impl:
+        return key
+    data = _alone(jax.random.key_data(key))
+    return jax.random.wrap_key_data(data, impl=impl) if typed else data
 
 
 def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
@@ -66,27 +85,37 @@ def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]
     return images
 
 
-def check_logits(logits: Any, labels: tuple[int, ...]) -> None:
-    """Raise unless a model's output has a row of logits for each of the labels of this shape."""
-    shape = getattr(logits, "shape", ())
-    if len(shape) != 2 or labels != shape[:1]:
-        got = f"has shape {shape}" if hasattr(logits, "shape") else f"is a {type(logits).__name__}"
-        raise ValueError(
-            f"the model's output {got} and the labels have shape {labels}: "
-            "one row of logits for each label is needed, [n, classes] and [n]"
+def check_labelled(batch: Any) -> None:
+    """Raise unless a batch is of images and class numbers, as a classifier needs it."""
+    images, labels = getattr(batch, "images", None), getattr(batch, "labels", None)
+    numbers = labels is not None and jnp.issubdtype(jnp.result_type(labels), jnp.integer)
+    if images is None or not numbers or jnp.ndim(labels) != 1:
+        raise TypeError(
+            "a classifier's batch has .images and .labels, class numbers [n], as a Dataset, not "
+            f"{jax.tree.map(describe, batch)}; for others write an objective of your own"
         )
 
 
-def check_labels(labels: Int[AnyArray, " n"], classes: int) -> None:
-    """Raise where a label is known to be outside the classes."""
-    if isinstance(labels, jax.core.Tracer):
-        return
-    values = np.asarray(labels)  # on the host: within a trace labels[row] would be a tracer
-    rows = np.flatnonzero((values < 0) | (values >= classes))
-    if rows.size:
+def check_logits(logits: Any, labels: AnyArray) -> tuple[Any, AnyArray]:
+    """The logits as float32 or wider, the labels in a type that holds every class.
+
+    Raises:
+        ValueError: there is not a row of logits for each label, or a label is known to be outside.
+    """
+    shape, n = getattr(logits, "shape", ()), labels.shape[0]
+    if len(shape) != 2 or shape[0] != n or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(
-            f"label {values[rows[0]]} in row {rows[0]} is outside the classes 0..{classes - 1}"
+            f"the model's output is {describe(logits)} for {n} labels: "
+            "one row of logits for each label is needed, floats [n, classes]"
         )
+    if not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)  # on the host: within a trace labels[row] would be a tracer
+        for row in np.flatnonzero((values < 0) | (values >= shape[1]))[:1]:
+            known = f"0..{shape[1] - 1}"
+            raise ValueError(f"label {values[row]} in row {row} is outside the classes {known}")
+    if jnp.finfo(logits.dtype).bits < 32:  # a loss in bfloat16 has two digits
+        logits = logits.astype(jnp.float32)
+    return logits, labels if jnp.iinfo(labels.dtype).max >= shape[1] else labels.astype(jnp.int32)
 
 
 def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
@@ -96,45 +125,20 @@ def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise TypeError(
-                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no "
-                "gradient; what is not trained belongs in model_state"
-            )
+            found = f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no"
+            raise TypeError(f"{found} gradient; what is not trained belongs in model_state")
     states = opt_state, jax.eval_shape(tx.init, params)
     got, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in states)
     if got != expected:
-        raise ValueError(
-            "state.opt_state belongs to another optimizer or to other parameters: "
-            "let it be tx.init(state.params)"
-        )
+        found = "state.opt_state belongs to another optimizer or to other parameters"
+        raise ValueError(f"{found}: let it be tx.init(state.params)")
 
 
-def check_loss(loss: Any, metrics: Any, n: int, padded: bool) -> None:
-    """Raise where an objective returns what cannot be trained on: `padded`, what it cannot mask."""
-    if isinstance(loss, tuple | list | dict) or loss is None or not isinstance(metrics, dict):
-        raise TypeError(
-            "an objective returns loss, (loss, metrics) or (loss, metrics, model_state)"
-        )
-    shape = jnp.shape(loss)
-    if shape not in ((), (n,)):
-        raise ValueError(f"a loss is a scalar or one number per example, [{n}], not {list(shape)}")
-    if padded and not shape:
-        raise TypeError(
-            "the last batch is padded, and a scalar loss that takes no `where` counts the padding: "
-            "return one number per example, take `where`, or ask for remainder='short' or 'drop'"
-        )
-    check_names(metrics, ("loss",))
-
-
-def check_names(
-    metrics: Mapping[str, Any], reserved: Collection[str], prefix: str = "test_"
-) -> None:
+def check_names(metrics: Mapping[str, Any], reserved: Collection[str]) -> None:
     """Raise where a metric has the name of another one, or one that evaluation may give."""
     for name in metrics:
-        if name in reserved or name.startswith(prefix):
-            raise ValueError(
-                f"a metric cannot be called {name!r}, which is already the name of another"
-            )
+        if name in reserved or name.startswith("test_"):
+            raise ValueError(f"a metric cannot be called {name!r}, the name of another")
 
 
 def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None:
@@ -151,8 +155,7 @@ def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = first_step + bad[0] + 1
-        cause = "a label or an index is out of range, or an image or a weight is not finite or not"
-        cause += " scaled"
+        cause = "a label or index is out of range, or an image or weight is not finite or scaled"
         if step > 1:  # the first loss is taken before anything is learnt, at any learning rate
             cause = f"training has diverged, try a lower learning rate; or {cause}"
         raise NonFiniteLossError(f"the loss of step {step} is {losses[bad[0]]}: {cause}")

@@ -1,17 +1,26 @@
 """How good a model is, measured on every example of a dataset."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxmnist.checks import check_batch_size, check_labels, check_logits, num_examples
+from jaxmnist.checks import call, check_count
+from jaxmnist.data import as_arrays, first_axes, num_examples
 from jaxmnist.losses import cross_entropy
+from jaxmnist.objective import classifier_losses
 from jaxmnist.parallel import with_auto_sharding
+from jaxmnist.training import TrainState
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import ApplyFn, Examples, LossFn, Metrics, Params, Transform
+
+MetricsFn: TypeAlias = Callable[[Params, Examples], Any]  # (params, batch) -> a row per example
 
 
 def mean_of_each(outputs: Any, dataset: Examples) -> Any:
@@ -21,29 +30,29 @@ def mean_of_each(outputs: Any, dataset: Examples) -> Any:
 
 def classifier_metrics(
     apply_fn: ApplyFn, loss_fn: LossFn = cross_entropy, transform: Transform = preprocess
-) -> Callable[[Params, Examples], Metrics]:
+) -> MetricsFn:
     """A function for `evaluate`; the arguments are those of `classifier_objective`.
 
-    It gives for each image "loss", f32, and "accuracy", f32: 1 where the largest logit is the
-    label's, else 0. A label outside the classes is a ValueError; in a compiled program it makes
+    It gives for each image "loss", at least f32, and "accuracy", f32: 1 where the largest logit is
+    the label's, else 0. A label outside the classes is a ValueError; in a compiled program it makes
     both NaN.
     """
+    losses_fn = partial(classifier_losses, apply_fn, loss_fn, transform)
 
     def metrics_fn(params: Params, batch: Examples) -> Metrics:
-        labels = batch.labels
-        logits = apply_fn(params, transform(batch.images))
-        check_logits(logits, labels.shape)
-        check_labels(labels, logits.shape[-1])
+        if isinstance(params, TrainState):
+            raise TypeError("evaluate takes parameters here: state.params, not the state")
+        losses, logits, labels = losses_fn(params, batch)
         correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
         valid = (labels >= 0) & (labels < logits.shape[-1])
-        metrics = {"loss": loss_fn(logits, labels), "accuracy": correct.astype(jnp.float32)}
+        metrics = {"loss": losses, "accuracy": correct.astype(jnp.float32)}
         return {name: jnp.where(valid, values, jnp.nan) for name, values in metrics.items()}
 
     return metrics_fn
 
 
 def evaluate(
-    fn: Callable[[Params, Examples], Any],
+    fn: MetricsFn,
     params: Params,
     dataset: Examples,
     *,
@@ -53,14 +62,17 @@ def evaluate(
     """Metrics over the whole dataset, every example counted once. Pure.
 
     Args:
-        fn: `fn(params, batch) -> outputs`, a pytree of arrays `[n, ...]`, a row an example:
+        fn: `fn(params, batch) -> outputs`, a pytree of arrays `[n, ...]`, a row for each example:
             `classifier_metrics(model.apply)`, or one of your own.
-        params: the parameters to evaluate, which need not be those that are trained: an average's,
-            or a schedule-free optimizer's. What else the model needs, `fn` closes over.
+        params: what `fn` is given first: the parameters to evaluate, a whole state or module. They
+            need not be those that are trained: an average's, or a schedule-free optimizer's.
         dataset: any pytree of arrays with the examples first, on one device or sharded.
         summarize: `summarize(outputs, dataset) -> metrics`, of the outputs for all examples; by
             default the mean of each.
         batch_size: how many examples go through the model at once, which bounds the memory.
+
+    Raises:
+        ValueError: the outputs have no row for each example, or there are none.
 
     >>> def squared_error(params, batch):
     ...     return {"error": (batch["x"] * params - batch["y"]) ** 2}
@@ -68,9 +80,17 @@ def evaluate(
     >>> float(evaluate(squared_error, 2.0, data, batch_size=2)["error"])
     2.0
     """
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size)
     n = num_examples(dataset)
     whole = n - n % batch_size
+
+    def outputs_fn(params: Params, batch: Examples) -> Any:
+        outputs, size = call("evaluate's fn", fn, params, batch), num_examples(batch)
+        for name, first in first_axes(outputs).items():
+            if first != (size,):
+                found = f"output{name} has {first[0] if first else 'no'} rows"
+                raise ValueError(f"{found} for a batch of {size} examples: one for each is needed")
+        return outputs
 
     def in_batches(params: Params, dataset: Examples) -> Any:
         parts = []
@@ -78,12 +98,14 @@ def evaluate(
             batches = jax.tree.map(
                 lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), dataset
             )
-            outputs = jax.lax.map(lambda batch: fn(params, batch), batches)
+            outputs = jax.lax.map(lambda batch: outputs_fn(params, batch), batches)
             parts.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs))
         if whole < n:
-            parts.append(fn(params, jax.tree.map(lambda x: x[whole:], dataset)))
+            parts.append(outputs_fn(params, jax.tree.map(lambda x: x[whole:], dataset)))
+        if len(parts) == 1:  # a batch of another size: rows of one size might be the classes
+            twice = np.arange(2 * min(batch_size, n)) % n
+            jax.eval_shape(lambda: outputs_fn(params, jax.tree.map(lambda x: x[twice], dataset)))
         outputs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if parts[1:] else parts[0]
         return summarize(outputs, dataset)
 
-    dataset = jax.tree.map(jnp.asarray, dataset)
-    return with_auto_sharding(in_batches, PartitionSpec(), params, dataset)
+    return with_auto_sharding(in_batches, PartitionSpec(), params, as_arrays(dataset))

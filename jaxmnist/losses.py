@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxmnist.checks import check_labels, check_logits
+from jaxmnist.checks import check_logits
 from jaxmnist.types import AnyArray
 
 
@@ -17,7 +17,7 @@ def nll_loss(
     """Negative log likelihood, in nats: `-log_probs[i, labels[i]]`. Its mean is `NLLLoss`.
 
     A label outside 0..classes-1 gives NaN where it is traced, since a compiled program cannot
-    raise; `check_finite` names the step.
+    raise; `check_finite` names the step. Logits of less than 32 bits are taken as float32.
 
     Args:
         log_probs: log-probabilities, a row per example.
@@ -29,8 +29,7 @@ def nll_loss(
     >>> nll_loss(jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]])), jnp.array([1, 0])).round(4)
     Array([0.2877, 0.6931], dtype=float32)
     """
-    check_logits(log_probs, labels.shape)
-    check_labels(labels, log_probs.shape[-1])
+    log_probs, labels = check_logits(log_probs, labels)
     # A comparison instead of an index: the derivative of an index is a scatter, which is slow.
     chosen = labels[:, None] == jnp.arange(log_probs.shape[-1], dtype=labels.dtype)[None, :]
     losses = -jnp.sum(jnp.where(chosen, log_probs, 0), axis=-1)
@@ -47,5 +46,5 @@ def cross_entropy(
     >>> cross_entropy(jnp.array([[0.0, 0.0], [0.0, 2.0]]), jnp.array([1, 0])).round(4)
     Array([0.6931, 2.1269], dtype=float32)
     """
-    check_logits(logits, labels.shape)
+    logits, labels = check_logits(logits, labels)
     return nll_loss(jax.nn.log_softmax(logits), labels)

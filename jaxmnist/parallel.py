@@ -5,21 +5,32 @@ batch each device computes its rows, and the mean over the batch, the gradient's
 over the devices. So the result is a single device's, up to rounding. Parameters may be sharded too.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes, use_abstract_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from jaxmnist.checks import check_order, num_examples
+from jaxmnist.checks import check_count
+from jaxmnist.data import check_order, num_examples
 from jaxmnist.errors import JaxmnistError
-from jaxmnist.types import AnyArray, Examples, Metrics, State, TrainStep
+from jaxmnist.steps import scan_steps, takes_where
+from jaxmnist.types import AnyArray, Examples, State, TrainStep
 
 Tree = TypeVar("Tree")
-# The batches of all steps, [steps, batch, ...], and which of their rows count, or None for all.
-Batches = tuple[Examples, Bool[Array, "steps batch"] | None]
+
+
+class Batches(NamedTuple):
+    """The batches of an epoch, sharded; made by `shard_epoch`."""
+
+    full: Examples  # [steps, batch, ...], the last one padded with its last row
+    where: Bool[Array, "steps batch"] | None  # the rows that count, or None for all
+    last: Examples | None  # the rows of the last batch that count, [rows, ...], on every device
 
 
 def make_mesh(count: int | None = None, platform: str | None = None) -> Mesh:
@@ -39,6 +50,20 @@ def make_mesh(count: int | None = None, platform: str | None = None) -> Mesh:
     if jax.process_count() > 1 and count < len(devices):
         raise JaxmnistError(f"{jax.process_count()} processes share all {len(devices)} devices")
     return jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=devices[:count])
+
+
+def put(tree: Tree, shardings: Any) -> Tree:
+    """The arrays with these shardings. With several processes each must hold the same values."""
+
+    def one(value: Any, sharding: NamedSharding) -> Array:
+        dtype = jax.typeof(value).dtype
+        if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+            data = one(jax.random.key_data(value), NamedSharding(sharding.mesh, PartitionSpec()))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+        host = np.asarray(value, dtype)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    return jax.tree.map(one, tree, shardings)
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
@@ -64,90 +89,77 @@ def fsdp_shardings(tree: Tree, mesh: Mesh, axis: str = "data") -> Tree:
     return jax.tree.map(sharding, tree)
 
 
-def put(tree: Tree, shardings: Any) -> Tree:
-    """The arrays with these shardings. With several processes each must hold the same values."""
-
-    def one(value: AnyArray, sharding: NamedSharding) -> Array:
-        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-            data = one(jax.random.key_data(value), NamedSharding(sharding.mesh, PartitionSpec()))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
-        host = np.asarray(value)
-        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
-
-    return jax.tree.map(one, tree, shardings)
-
-
 def shard_epoch(
-    dataset: Examples, order: Int[AnyArray, " n"], batch_size: int, mesh: Mesh
+    dataset: Examples,
+    order: Int[AnyArray, " n"],
+    batch_size: int,
+    mesh: Mesh,
+    axis: str | tuple[str, ...] = "data",
 ) -> Batches:
-    """The batches of an epoch, the rows of each sharded over the mesh.
+    """The batches of an epoch, the rows of each sharded over an axis of the mesh, or over several.
 
-    A process loads onto its devices the rows that they train on, and no others. Where the devices
-    do not divide the batch, or the batch does not divide the data, the batch is padded with rows
-    that do not count.
+    A process loads onto its devices the rows that they train on, and of a short last batch all.
 
     Args:
         dataset: any pytree of NumPy arrays with the examples first, the same in every process.
         order: the indices that the epoch sees, the same in every process.
         batch_size: examples a step, over all devices.
-        mesh: one of `make_mesh`.
-
-    Returns:
-        The batches, `[steps, batch, ...]`, and which of their rows count, `[steps, batch]`, or None
-        if all do.
+        mesh: one of `make_mesh`, or one with more axes, over which batches are replicated.
+        axis: the mesh's axis, or axes, over which they are sharded.
 
     Raises:
-        ValueError: a batch has fewer examples than the mesh has devices, or an index is outside.
+        ValueError: the devices along the axis do not divide the batch, or an index is outside.
     """
-    if batch_size < mesh.size:
+    check_count("batch_size", batch_size)
+    size = math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+    if batch_size % size:
+        below, above = batch_size // size * size, -(-batch_size // size) * size
+        next_ones = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"a batch of {batch_size} cannot be sharded over {mesh.size} devices: "
-            "let the batch be at least as large as the mesh"
+            f"{size} devices cannot share a batch of {batch_size} equally: take {next_ones}"
         )
     order = np.asarray(order)
     check_order(order, num_examples(dataset))
-    steps, width = -(-len(order) // batch_size), -(-batch_size // mesh.size) * mesh.size
-    filled = np.full((steps * batch_size,), -1)
-    filled[: len(order)] = order
-    rows = np.pad(
-        filled.reshape(steps, batch_size), ((0, 0), (0, width - batch_size)), constant_values=-1
-    )
-    where = rows >= 0
-    sharding = NamedSharding(mesh, PartitionSpec(None, *mesh.axis_names))
+    tail = len(order) % batch_size
+    rows = np.pad(order, (0, -len(order) % batch_size), mode="edge").reshape(-1, batch_size)
+    where = (np.arange(rows.size) < len(order)).reshape(rows.shape)
+    sharding = NamedSharding(mesh, PartitionSpec(None, axis))
 
     def shard(values: AnyArray) -> Array:
-        values = np.asarray(values)
-        shape = (*rows.shape, *values.shape[1:])
+        host = np.asarray(values)
 
         def rows_of(part: Any) -> np.ndarray:  # of the steps and the batch, as a device needs them
-            return values[rows[part[:2]]]
+            return host[rows[part[:2]]]
 
-        return jax.make_array_from_callback(shape, sharding, rows_of)
+        return jax.make_array_from_callback((*rows.shape, *host.shape[1:]), sharding, rows_of)
 
-    batches = jax.tree.map(shard, dataset)
-    if where.all():
-        return batches, None
-    return batches, jax.make_array_from_callback(where.shape, sharding, lambda part: where[part])
+    full = jax.tree.map(shard, dataset)
+    if not tail:
+        return Batches(full, None, None)
+    last = jax.tree.map(lambda values: np.asarray(values)[order[-tail:]], dataset)
+    counted = jax.make_array_from_callback(where.shape, sharding, lambda part: where[part])
+    return Batches(full, counted, replicate(last, mesh))
 
 
 def make_sharded_epoch(
     train_step: TrainStep[State], mesh: Mesh, shardings: Any = None
-) -> Callable[[State, Batches], tuple[State, Metrics]]:
+) -> Callable[[State, Batches], tuple[State, Any]]:
     """An epoch, `train_epoch(state, batches) -> (state, metrics)`, on the batches of `shard_epoch`.
 
-    The metrics are replicated, so that every process can read them, and so is the state, unless
-    `shardings`, for instance of `fsdp_shardings`, say where its leaves go.
+    A step that takes `where` takes a padded last batch, every other the shorter one. The metrics
+    are replicated, so that every process can read them, and so is the state, unless `shardings`,
+    for instance of `fsdp_shardings`, say where its leaves go.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
+    padded = takes_where(train_step)
 
-    def run(state: State, batches: Batches) -> tuple[State, Metrics]:
-        def step(state: State, rows: tuple[Examples, Any]) -> tuple[State, Metrics]:
-            batch, where = rows
-            return train_step(state, batch) if where is None else train_step(state, batch, where)
+    def run(state: State, batches: Batches) -> tuple[State, Any]:
+        full, where, last = Batches(*batches)
+        if where is None or padded:
+            return scan_steps(train_step, state, full, where)
+        return scan_steps(train_step, state, jax.tree.map(lambda x: x[:-1], full), last=last)
 
-        return jax.lax.scan(step, state, batches)
-
-    def train_epoch(state: State, batches: Batches) -> tuple[State, Metrics]:
+    def train_epoch(state: State, batches: Batches) -> tuple[State, Any]:
         out = (partition_specs(state), PartitionSpec())
         state, metrics = with_auto_sharding(run, out, state, batches)
         if AxisType.Explicit in mesh.axis_types:
@@ -167,10 +179,16 @@ def with_auto_sharding(fn: Callable[..., Any], out_sharding: Any, *args: Any) ->
     There JAX would ask for the sharding of each gather and reshape. The result has
     `out_sharding`, a PartitionSpec or a tree of them.
     """
-    for mesh in (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(args)):
+    leaves, structure = jax.tree.flatten(args)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+
+    def call(arrays: dict[int, Array]) -> Any:  # a module's functions are no arrays
+        return fn(*structure.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+    for mesh in (jax.typeof(leaf).sharding.mesh for leaf in arrays.values()):
         if AxisType.Explicit in mesh.axis_types:
-            with use_abstract_mesh(mesh):
-                return auto_axes(fn, out_sharding=out_sharding)(*args)
+            with jax.sharding.use_abstract_mesh(mesh):
+                return jax.sharding.auto_axes(call, out_sharding=out_sharding)(arrays)
     return fn(*args)
 
 

@@ -1,48 +1,35 @@
 """Training as a pure function: a state, a step that takes it one batch further, an epoch, a run."""
 
+from __future__ import annotations
+
+import inspect
 import zlib
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray
 
-from jaxmnist.checks import (
-    check_batch_size,
-    check_names,
-    check_order,
-    check_trained,
-    named_arguments,
-    num_examples,
-)
-from jaxmnist.data import epoch_order
-from jaxmnist.objective import ScalarObjective, as_scalar
+from jaxmnist.checks import check_count, check_key, check_names, check_trained, describe
+from jaxmnist.data import as_arrays, check_order, epoch_order, num_examples
+from jaxmnist.objective import Objective, ScalarObjective, as_scalar, check_objective
 from jaxmnist.parallel import partition_specs, with_auto_sharding
-from jaxmnist.types import (
-    AnyArray,
-    Examples,
-    Metrics,
-    Model,
-    Objective,
-    Optimizer,
-    Params,
-    Remainder,
-    State,
-    TrainEpoch,
-    TrainStep,
-)
+from jaxmnist.steps import choose_remainder, scan_steps
+from jaxmnist.types import Examples, Metrics, Model, Optimizer, Params, Remainder, State, TrainStep
 
+ValueAndGrad: TypeAlias = Callable[[ScalarObjective], Callable[..., Any]]
+Log: TypeAlias = Callable[["TrainState", Any, Any], Metrics]  # (state, grads, updates)
+# (state, dataset, order) -> (state, metrics)
+TrainEpoch: TypeAlias = Callable[[State, Examples, Int[Array, " n"]], tuple[State, Any]]
 _STEP = zlib.crc32(b"step")
-_value_and_grad = partial(jax.value_and_grad, has_aux=True)
 
 
 class TrainState(NamedTuple):
-    """All that training changes: of `init_state`, or of `TrainState.create`."""
+    """All that training changes; `init_state` and `TrainState.create` make the first one."""
 
     step: Int32[Array, ""]  # an array: a Python int would make the first call compile twice
     params: Params  # what is trained
@@ -52,113 +39,143 @@ class TrainState(NamedTuple):
 
     @classmethod
     def create(
-        cls,
-        params: Params,
-        tx: Optimizer,
-        *,
-        key: PRNGKeyArray | None = None,
-        model_state: Any = None,
-    ) -> "TrainState":
-        """The state before the first step, of parameters that are there already.
+        cls, params: Params, tx: Optimizer, *, key: Any = None, model_state: Any = None
+    ) -> TrainState:
+        """The state before the first step, of parameters that one has.
 
-        The state's key is derived from `key`, so that it may be the one that made the parameters.
+        `key` may be the one that has made them: the state's own is folded in from it, so no step
+        draws the numbers of the initial weights again.
+
+        >>> state = TrainState.create({"w": jnp.zeros(3)}, optax.adam(0.1), key=jax.random.key(0))
+        >>> int(state.step)
+        0
         """
-        key = None if key is None else jax.random.fold_in(key, _STEP)
-        return cls(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
+        key = None if key is None else jax.random.fold_in(check_key(key), _STEP)
+        state = cls(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
+        seen: set[int] = set()
+
+        def copy_if_shared(leaf: Any) -> Any:  # some optimizers' state holds the parameters, and a
+            if not isinstance(leaf, jax.Array):  # buffer that is there twice cannot be donated
+                return leaf
+            known = id(leaf) in seen
+            seen.add(id(leaf))
+            return jnp.copy(leaf) if known else leaf
+
+        return jax.tree.map(copy_if_shared, state)
 
 
 def init_state(
-    model: Model,
-    tx: Optimizer,
-    key: PRNGKeyArray,
-    example: Float[AnyArray, "*shape"] | None = None,
+    model: Model, tx: Optimizer, key: PRNGKeyArray, example: Examples | None = None
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
 
     A Linen module's collections beside "params", for instance "batch_stats", become `model_state`.
-    `example` is one example of what the model takes, by default the 784 pixels of an image.
+
+    Args:
+        model: any Linen module, or what has its `init`.
+        tx: any optax optimizer.
+        key: makes the parameters and the keys of the steps. `train.py --seed S` takes
+            `jax.random.key(S)`, also for the orders of its epochs.
+        example: one example of what the model takes, a pytree of arrays; by default the 784 pixels
+            of an image.
     """
     example = np.zeros(784, np.float32) if example is None else example
     try:
-        params = model.init(key, example[None])
+        params = model.init(check_key(key), jax.tree.map(lambda x: np.asarray(x)[None], example))
     except Exception as error:
-        error.add_note(f"init_state's example= is one example for the model, here {example.shape}")
+        shapes = jax.tree.map(np.shape, example)
+        error.add_note(f"init_state's example= is one example for the model, here {shapes}")
         raise
     model_state = None
     if isinstance(params, dict) and "params" in params and len(params) > 1:
         model_state = {name: values for name, values in params.items() if name != "params"}
         params = {"params": params["params"]}
-    state = TrainState.create(params, tx, model_state=model_state)
-    seen: set[int] = set()
-
-    def own(leaf: Any) -> Any:  # some optimizers' state holds the parameters themselves, and a
-        if id(leaf) in seen:  # buffer that is there twice cannot be donated
-            return jnp.copy(leaf)
-        seen.add(id(leaf))
-        return leaf
-
-    return jax.tree.map(own, state)._replace(key=jax.random.fold_in(key, _STEP))
+    return TrainState.create(params, tx, key=key, model_state=model_state)
 
 
 def make_train_step(
     objective: Objective,
     tx: Optimizer,
     *,
-    value_and_grad: Callable[[ScalarObjective], Callable[..., Any]] = _value_and_grad,
-    log: Callable[[TrainState, Any, Any], Metrics] | None = None,
+    value_and_grad: ValueAndGrad | None = None,
+    log: Log | None = None,
 ) -> TrainStep[TrainState]:
     """The training step, `train_step(state, batch) -> (state, metrics)`: pure, to be jitted by you.
+
+    An objective is given the keywords `key`, `model_state` and `where` that its signature names
+    without a default or with the default None, and nothing that a `partial` has bound.
+
+    They are the step's own random key; what is carried and not trained; and which rows `[n]` of a
+    padded batch count, or None for all. Only the step of an objective that takes `where` takes it
+    too, `train_step(state, batch, where)`, and only its last batch is padded: the mean of losses
+    `[n]` is masked for it, a scalar loss and its metrics it masks itself.
 
     Nothing is donated: to reuse the old state's memory, `jax.jit(train_step, donate_argnums=0)`.
 
     Args:
         objective: `objective(params, batch)` gives `loss`, `(loss, metrics)` or `(loss, metrics,
             model_state)`: a scalar or one number per example, a dict of arrays to report, and the
-            next state of what is not trained. It may name these keyword arguments: `key`, the
-            step's own; `model_state`; `where` `[n]`, which rows of a padded batch count, or None.
+            next state of what is not trained. A batch is any pytree of arrays, or None.
         tx: any optax optimizer. One that asks for them gets the loss and the objective, too.
         value_and_grad: your own in place of `jax.value_and_grad(..., has_aux=True)`; it is given a
             function of `(params, batch, key, model_state, where)` that returns `(loss, aux)`.
         log: `log(state, grads, updates) -> metrics`, with the state before the update, for instance
             `norms`. These and the objective's are returned beside "loss", the one before it.
 
+    Raises:
+        TypeError, ValueError: here, or when the step is traced, one sentence for each mistake.
+
     >>> def squared_error(params, batch):
     ...     return (batch["x"] * params - batch["y"]) ** 2
-    >>> tx, params = optax.sgd(0.25), jnp.array(1.0)
-    >>> state = TrainState.create(params, tx)
+    >>> tx = optax.sgd(0.25)
+    >>> state = TrainState.create(jnp.array(1.0), tx)
     >>> batch = {"x": jnp.array([1.0, 1.0]), "y": jnp.array([2.0, 4.0])}
     >>> state, metrics = make_train_step(squared_error, tx)(state, batch)
     >>> float(metrics["loss"]), float(state.params)
     (5.0, 2.0)
     """
-    scalar, update = as_scalar(objective), optax.with_extra_args_support(tx).update
+    asked, scalar = check_objective(objective), as_scalar(objective)
+    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
+        raise TypeError(f"tx is an optax optimizer, as optax.sgd(0.1), not {describe(tx)}")
+    grad_fn = value_and_grad or (lambda scalar: jax.value_and_grad(scalar, has_aux=True))
+    draws = "key" in asked or value_and_grad is not None
+    named = inspect.signature(tx.update).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in named.values())
 
     def train_step(
-        state: TrainState, batch: Examples, where: Bool[AnyArray, " n"] | None = None
+        state: TrainState, batch: Examples, where: Bool[Array, " n"] | None = None
     ) -> tuple[TrainState, Metrics]:
+        if not isinstance(state, TrainState):
+            raise TypeError(f"state is a TrainState, of init_state, not {describe(state)}")
         check_trained(tx, state.params, state.opt_state)
-        key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-        rest = (jax.tree.map(jnp.asarray, batch), key, state.model_state, where)
+        key = None
+        if draws and state.key is not None:
+            key = jax.random.fold_in(check_key(state.key), state.step)
+        rest = (as_arrays(batch), key, state.model_state, where)
         with jax.named_scope("gradient"):
-            (loss, (metrics, model_state)), grads = value_and_grad(scalar)(state.params, *rest)
+            (loss, (metrics, model_state)), grads = grad_fn(scalar)(state.params, *rest)
 
         # optax's line searches hand on what else they are given to value_fn, or refuse it.
-        def value_fn(params: Params, obj_fn: Any = None, grad_fn: Any = None) -> Float[Array, ""]:
+        def value_fn(params: Params, obj_fn: Any = None, grad_fn: Any = None) -> Any:
             return scalar(params, *rest)[0]
 
         # For optimizers that look at the loss: optax.lbfgs, polyak_sgd, contrib.sophia, sam.
         extra: dict[str, Any] = {"value": loss, "grad": grads, "value_fn": value_fn}
         extra |= {"obj_fn": value_fn, "grad_fn": lambda params, _: jax.grad(value_fn)(params)}
-        extra = named_arguments(update, extra, any_name=True)
+        extra = {name: value for name, value in extra.items() if takes_any or name in named}
         with jax.named_scope("update"):
-            updates, opt_state = update(grads, state.opt_state, state.params, **extra)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
             params = optax.apply_updates(state.params, updates)
         logged = {} if log is None else log(state, grads, updates)
+        check_names(metrics, ("loss",))
         check_names(logged, ("loss", *metrics))
         state = TrainState(state.step + 1, params, opt_state, model_state, state.key)
         return state, {"loss": loss, **metrics, **logged}
 
-    return train_step
+    def train_step_unpadded(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch)
+
+    return train_step if "where" in asked else train_step_unpadded
 
 
 def norms(state: TrainState, grads: Any, updates: Any) -> Metrics:
@@ -168,59 +185,59 @@ def norms(state: TrainState, grads: Any, updates: Any) -> Metrics:
 
 
 def make_train_epoch(
-    train_step: TrainStep[State], batch_size: int = 64, *, remainder: Remainder = "pad"
+    train_step: TrainStep[State], batch_size: int = 64, *, remainder: Remainder = None
 ) -> TrainEpoch[State]:
     """An epoch, `train_epoch(state, dataset, order) -> (state, metrics)`, as one scan of the step.
 
     Each batch is gathered from the dataset inside the program; the metrics have one row a step. An
-    index outside the dataset is an error or, in a compiled program, makes its step's loss NaN.
+    index outside the dataset is an error or, in a compiled program, makes its step's metrics NaN.
 
     Args:
-        train_step: a step of `make_train_step`, or one of your own.
+        train_step: a step of `make_train_step`, or one of your own, with any state and metrics.
         batch_size: examples in a batch.
-        remainder: what becomes of the examples that do not fill the last batch. "pad" fills it with
-            examples that `where` masks, so the step is traced once; what looks across the batch
-            (BatchNorm, mixup) must mask them itself. "short" trains on the shorter batch, which is
-            a second trace. "drop" leaves them out.
-    """
-    check_batch_size(batch_size)
+        remainder: what becomes of the examples that do not fill the last batch. "pad" repeats the
+            last of them and tells the step by `where` which rows count, so the step is traced once.
+            "short" trains on the shorter batch, which is a second trace. "drop" leaves them out.
+            By default "pad" for a step that takes `where`, and else "short".
 
-    def train_epoch(
-        state: State, dataset: Examples, order: Int[AnyArray, " n"]
-    ) -> tuple[State, Metrics]:
+    Raises:
+        ValueError: "pad" for a step that takes no `where`, or that takes it and does not use it.
+    """
+    check_count("batch_size", batch_size)
+    remainder = choose_remainder(train_step, remainder)
+
+    def train_epoch(state: State, dataset: Examples, order: Int[Array, " n"]) -> tuple[State, Any]:
         n = num_examples(dataset)
         check_order(order, n)
-        dataset, order = jax.tree.map(jnp.asarray, (dataset, order))
+        order = jnp.asarray(order)
+        if order.dtype.itemsize < 4:
+            order = order.astype(jnp.int32)
         out = (partition_specs(state), PartitionSpec())
-        state, metrics = with_auto_sharding(scan_batches, out, state, dataset, order)
+        state, metrics = with_auto_sharding(scan_epoch, out, state, as_arrays(dataset), order)
         # For an index outside JAX takes the nearest example and says nothing.
         outside = jnp.pad((order < 0) | (order >= n), (0, -order.size % batch_size))
-        wrong = outside.reshape(-1, batch_size).any(axis=1)[: len(metrics["loss"])]
-        return state, {**metrics, "loss": jnp.where(wrong, jnp.nan, metrics["loss"])}
+        wrong = outside.reshape(-1, batch_size).any(axis=1)
 
-    def scan_batches(
-        state: State, dataset: Examples, order: Int[Array, " n"]
-    ) -> tuple[State, Metrics]:
-        def step(state: State, rows: tuple[Any, ...]) -> tuple[State, Metrics]:
-            indices, *where = rows
-            return train_step(state, jax.tree.map(lambda x: x[indices], dataset), *where)
+        def mark(values: Array) -> Array:
+            if not jnp.issubdtype(values.dtype, jnp.inexact):
+                return values
+            rows = wrong[: len(values)].reshape(-1, *(1,) * (values.ndim - 1))
+            return jnp.where(rows, jnp.nan, values)
+
+        return state, jax.tree.map(mark, metrics)
+
+    def scan_epoch(state: State, dataset: Examples, order: Int[Array, " n"]) -> tuple[State, Any]:
+        def step(state: State, rows: Int[Array, " batch"], **where: Any) -> tuple[State, Any]:
+            return train_step(state, jax.tree.map(lambda x: x[rows], dataset), **where)
 
         size, tail = order.size, order.size % batch_size
         if tail and remainder == "pad":
-            padded = jnp.pad(order, (0, batch_size - tail)).reshape(-1, batch_size)
-            where = (jnp.arange(padded.size) < size).reshape(padded.shape)
-            return jax.lax.scan(step, state, (padded, where))
-        parts = []
-        if size > tail:  # a scan of no steps is an error without jit
-            full = order[: size - tail].reshape(-1, batch_size)
-            state, metrics = jax.lax.scan(step, state, (full,))
-            parts.append(metrics)
-        if tail and remainder == "short":
-            state, metrics = step(state, (order[size - tail :],))
-            parts.append(jax.tree.map(lambda x: x[None], metrics))
-        if not parts:
-            raise ValueError(f"{size} examples fill no batch of {batch_size}")
-        return state, jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+            order = jax.lax.pad(order, order[-1], [(0, batch_size - tail, 0)])
+            where = (jnp.arange(order.size) < size).reshape(-1, batch_size)
+            return scan_steps(step, state, order.reshape(-1, batch_size), where)
+        full = order[: size - tail].reshape(-1, batch_size)
+        last = order[size - tail :] if tail and remainder == "short" else None
+        return scan_steps(step, state, full, last=last)
 
     return train_epoch
 
@@ -233,23 +250,26 @@ def train(
     *,
     epochs: int = 5,
     batch_size: int = 64,
-    remainder: Remainder = "pad",
+    remainder: Remainder = None,
     test: Callable[[State], Metrics] | None = None,
-    first_epoch: int | Int32[Array, ""] = 0,
-) -> tuple[State, Metrics]:
+    first_epoch: int | Int32[Array, ""] | None = None,
+) -> tuple[State, Any]:
     """A whole run as one pure function: epoch after epoch, in the orders of `epoch_order`.
 
     A function that makes the state and the step for a learning rate and calls this one can be
-    vmapped over rates and keys. Pass it the dataset, which as a constant is slow to compile.
+    vmapped over rates and keys. Pass the dataset as an argument: captured as a constant, it makes
+    compilation slow.
 
     Args:
-        key: makes the order of every epoch; `jax.random.key(S)` those of `train.py --seed S`.
+        train_step: as in `make_train_epoch`, like `batch_size` and `remainder`.
         state: what the first step is given, for instance of `init_state`.
-        dataset, train_step, batch_size, remainder: as in `make_train_epoch`.
+        dataset: any pytree of arrays with the examples first.
+        key: makes the order of every epoch; `jax.random.key(S)` those of `train.py --seed S`.
         epochs: how often every example is seen.
         test: `test(state) -> metrics` after each epoch, for instance
             `lambda state: evaluate(classifier_metrics(model.apply), state.params, test_set)`.
-        first_epoch: the number of the first of these epochs, from 0.
+        first_epoch: the number of the first of these epochs. By default it follows from the state's
+            step, so that a run that goes on sees new orders; 0 for a state that has no `step`.
 
     Returns the last state, the steps' metrics, with the axes [epochs, steps, ...], and those of
     `test`, under "test_" and their name, with the axes [epochs, ...].
@@ -263,11 +283,25 @@ def train(
     (3, 2)
     """
     train_epoch = make_train_epoch(train_step, batch_size, remainder=remainder)
+    check_count("epochs", epochs, least=0)
+    n = num_examples(dataset)
+    if first_epoch is None:
+        drop = choose_remainder(train_step, remainder) == "drop"
+        first_epoch = _steps_done(state) // max(n // batch_size if drop else -(-n // batch_size), 1)
 
-    def run_epoch(state: State, epoch: Int32[Array, ""]) -> tuple[State, Metrics]:
-        order = epoch_order(key, epoch, num_examples(dataset))
-        state, metrics = train_epoch(state, dataset, order)
-        tested = {} if test is None else test(state)
-        return state, metrics | {f"test_{name}": value for name, value in tested.items()}
+    def run_epoch(state: State, epoch: Int32[Array, ""]) -> tuple[State, Any]:
+        state, metrics = train_epoch(state, dataset, epoch_order(key, epoch, n))
+        if test is not None:
+            tested = test(state)
+            metrics = {**metrics, **{f"test_{name}": value for name, value in tested.items()}}
+        return state, metrics
 
     return jax.lax.scan(run_epoch, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
+
+
+def _steps_done(state: Any) -> Int32[Array, ""]:
+    """The step of a state, or of the first part of a state of one's own that has one."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "step"))
+    steps = [part.step for part in parts if hasattr(part, "step")]
+    # Vmapped states, of one order, have a step for each member.
+    return jnp.ravel(jnp.asarray(steps[0] if steps else 0))[0].astype(jnp.int32)

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 AnyArray: TypeAlias = Array | np.ndarray  # on a device or, as NumPy's, on the host
 Params: TypeAlias = Any  # what is trained, a pytree: for Linen what `model.init` returns
@@ -15,13 +15,9 @@ Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 ApplyFn: TypeAlias = Callable[[Params, AnyArray], Any]  # (params, images) -> logits
 LossFn: TypeAlias = Callable[[Any, Any], Any]  # (logits, labels) -> a number per example
 Transform: TypeAlias = Callable[[Any], AnyArray]  # images -> what the model takes
-# (params, batch, *, key, model_state, where) -> loss, (loss, metrics) or (loss, metrics,
-# model_state). It is passed those of the keywords that its signature names.
-Objective: TypeAlias = Callable[..., Any]
 State = TypeVar("State")  # a TrainState, or what your own step carries
-TrainStep: TypeAlias = Callable[..., tuple[State, Metrics]]  # (state, batch, [where])
-TrainEpoch: TypeAlias = Callable[[State, Examples, Int[AnyArray, " n"]], tuple[State, Metrics]]
-Remainder: TypeAlias = Literal["pad", "short", "drop"]
+TrainStep: TypeAlias = Callable[..., tuple[State, Any]]  # (state, batch, [where])
+Remainder: TypeAlias = Literal["pad", "short", "drop"] | None
 
 
 @runtime_checkable

@@ -18,12 +18,12 @@ from jaxmnist import (
     epoch_order,
     init_state,
     make_train_step,
-    norms,
     parallel,
     preprocess,
 )
+from jaxmnist.training import norms
 
-EPOCHS, BATCHES = 5, (64, 50)
+EPOCHS, BATCHES = 3, (64, 56)
 MODEL, TX = MLP((32,)), optax.sgd(0.05, momentum=0.9)
 SEED = 0
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist import JaxmnistError, epoch_order, make_train_epoch, make_train_step, norms, parallel
-from tests.helpers import PATIENCE, ROOT, TRAIN, epoch_lines
+from jaxmnist import JaxmnistError, epoch_order, make_train_epoch, make_train_step, parallel
+from jaxmnist.training import norms
+from tests.helpers import PATIENCE, ROOT
 from tests.mesh_worker import BATCHES, EPOCHS, OBJECTIVES, SEED, TX, dataset, losses
 from tests.mesh_worker import start as start_state
 
@@ -103,7 +102,7 @@ def test_devices_equal_one(expected, devices):
     check(expected, stdout, devices)
     refused = json.loads(stdout.splitlines()[-1])["refused"]
     assert refused.partition(":")[0] == (
-        "a batch of 4 cannot be sharded over 8 devices" if devices == 8 else ""
+        "8 devices cannot share a batch of 4 equally" if devices == 8 else ""
     )
 
 
@@ -129,18 +128,19 @@ def test_processes_equal_one(expected, processes):
 def test_a_process_loads_only_its_share():
     """What is asked of the data is what this process's devices need, filling included."""
     data, mesh = dataset(), parallel.make_mesh(1)
-    batches, where = parallel.shard_epoch(data, np.arange(130), 64, mesh)
+    batches, where, last = parallel.shard_epoch(data, np.arange(130), 64, mesh)
+    assert last.labels.shape == (2,)
     assert batches.images.shape == (3, 64, 28, 28)
     assert where.sum(axis=1).tolist() == [64, 64, 2]
     np.testing.assert_array_equal(batches.labels.reshape(-1)[:130], data.labels[:130])
-    batches, where = parallel.shard_epoch(data, np.arange(128), 64, mesh)
-    assert where is None  # nothing is filled up, so the loss need not take `where`
+    batches, where, last = parallel.shard_epoch(data, np.arange(128), 64, mesh)
+    assert where is last is None  # nothing is filled up, so the loss need not take `where`
     assert batches.labels.shape == (2, 64)
 
 
 def test_an_epoch_of_any_pytree():
     data = {"x": np.arange(10.0, dtype=np.float32), "pair": (np.arange(20).reshape(10, 2),)}
-    batches, where = parallel.shard_epoch(data, np.arange(10)[::-1], 4, parallel.make_mesh(1))
+    batches, where, _ = parallel.shard_epoch(data, np.arange(10)[::-1], 4, parallel.make_mesh(1))
     assert jax.tree.structure(batches) == jax.tree.structure(data)
     assert where.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
     np.testing.assert_array_equal(batches["x"][:2], [[9, 8, 7, 6], [5, 4, 3, 2]])
@@ -156,74 +156,3 @@ def test_an_order_that_reaches_outside(index):
 def test_more_devices_than_there_are():
     with pytest.raises(JaxmnistError, match=r"99 devices are asked for, but JAX finds 1 \(cpu\)"):
         parallel.make_mesh(99)
-
-
-def test_a_batch_smaller_than_the_mesh():
-    options = ("--dataset", "synthetic", "--devices", 3, "--batch-size", 2)
-    ((code, _, stderr),) = finish(start(TRAIN, *options, JAX_NUM_CPU_DEVICES="3"))
-    assert code == 2
-    assert stderr == "train.py: error: --batch-size 2 is below the 3 devices\n"
-
-
-def start_job(*options: object, numbers: tuple[int, ...] = (0, 1)) -> list[subprocess.Popen]:
-    """Those of two processes of scripts/train.py that have these numbers."""
-    common = (TRAIN, "--dataset", "synthetic", "--batch-size", 600, "--distributed", *options)
-    rendezvous = ("--coordinator", f"localhost:{free_port()}", "--processes", 2)
-    return [start(*common, *rendezvous, "--process-id", number) for number in numbers]
-
-
-def numbers(stdout: str) -> np.ndarray:
-    """The epochs' training loss, test loss and test accuracy in percent."""
-    return np.array([re.findall(r": ([\d.]+)", line) for line in epoch_lines(stdout)], float)
-
-
-def assert_close(stdout: str, alone: str) -> None:
-    """Equal but for rounding, which may move a digit across the border between two classes."""
-    assert numbers(stdout).shape == numbers(alone).shape == (2, 3)
-    assert (abs(numbers(stdout) - numbers(alone)) < [1e-5, 1e-5, 0.025]).all()
-
-
-@pytest.mark.stress
-def test_train_script_on_devices_and_processes(script, tmp_path):
-    options = ("--epochs", 2)
-    _, alone, _ = script("train.py", "--dataset", "synthetic", "--batch-size", 600, *options)
-    out = tmp_path / "out"
-    first, second = finish(*start_job(*options, "--out", out))
-    assert first[0] == second[0] == 0, first[2] + second[2]
-    assert_close(first[1], alone)
-    assert second[1] == ""
-    assert (out / "weights.safetensors").exists()
-    devices = start(
-        *(TRAIN, "--dataset", "synthetic", "--batch-size", 600, *options, "--devices", "all"),
-        JAX_NUM_CPU_DEVICES="3",
-    )
-    ((code, stdout, stderr),) = finish(devices)
-    assert code == 0, stderr
-    assert_close(stdout, alone)
-    assert "3 devices" in stdout
-
-
-@pytest.mark.stress
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_worker_dies_the_others_end(victim):
-    processes = start_job("--epochs", 100_000)
-    survivor = processes[1 - victim]
-    first_line = processes[0].stdout.readline()
-    assert first_line.startswith("Data: "), first_line
-    for line in processes[0].stdout:
-        if "Training loss: " in line:
-            break
-    processes[victim].send_signal(signal.SIGKILL)
-    ((code, _, stderr),) = finish(survivor)
-    processes[victim].communicate()
-    assert code != 0
-    assert "another process has failed" in stderr or "another task died" in stderr
-
-
-@pytest.mark.stress
-@pytest.mark.parametrize("present", [0, 1])
-def test_a_worker_that_never_arrives(present):
-    ((code, stdout, stderr),) = finish(*start_job("--timeout", 10, numbers=(present,)))
-    assert code == 1
-    assert stdout == ""
-    assert "the other processes did not come within 10 s" in stderr

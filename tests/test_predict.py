@@ -14,7 +14,8 @@ import pytest
 import safetensors.numpy
 from PIL import Image, ImageDraw, ImageOps
 
-from jaxmnist import MLP, DataError, init_state
+from jaxmnist import MLP, init_state
+from jaxmnist.errors import DataError
 from jaxmnist.predict import centre, load_model, read_image
 from jaxmnist.weights import load_weights, save_weights, to_state_dict
 from tests.helpers import ROOT, refused

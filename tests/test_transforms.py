@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmnist import flatten, normalize, preprocess, to_tensor
+from jaxmnist import preprocess
+from jaxmnist.transforms import flatten, normalize, to_tensor
 
 BYTES = np.arange(256, dtype=np.uint8)
 # torchvision: img.to(float32).div(255), then .sub_(mean).div_(std), each rounded to float32.

@@ -1,0 +1,291 @@
+"""A mistake in a program of one's own is one sentence that names the cause, at trace time."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+
+from jaxmnist import (
+    MLP,
+    Dataset,
+    JaxmnistError,
+    TrainState,
+    batches,
+    check_finite,
+    classifier_metrics,
+    classifier_objective,
+    epoch_order,
+    evaluate,
+    init_state,
+    make_train_epoch,
+    make_train_step,
+    train,
+)
+from jaxmnist.checks import describe
+from jaxmnist.errors import NonFiniteLossError
+from tests.helpers import counting
+
+KEY = jax.random.key(0)
+MODEL = MLP(hidden=(8,))
+TX = optax.sgd(0.1)
+STATE = init_state(MODEL, TX, KEY)
+LOSSES = classifier_objective(MODEL.apply)
+METRICS = classifier_metrics(MODEL.apply)
+RNG = np.random.default_rng(0)
+DATA = Dataset(RNG.integers(0, 256, (100, 28, 28), np.uint8), RNG.integers(0, 10, 100, np.int32))
+STATS = {"batch_stats": {"mean": jnp.zeros(3)}}
+
+
+@pytest.fixture(autouse=True)
+def _no_type_checks(monkeypatch):
+    """As for users: the type checks of the tests would come before the library's own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def returning(result):
+    """An objective that makes something of its losses."""
+    return lambda params, batch: result(LOSSES(params, batch))
+
+
+RESULTS = {
+    "nothing": (lambda x: None, "a loss that is NoneType"),
+    "string": (lambda x: "loss", "a loss that is str"),
+    "python float": (lambda x: 1.0, "a loss that is float"),
+    "numpy": (lambda x: np.float32(1), r"a loss that is float32\[\]"),
+    "integers": (lambda x: jnp.arange(100), r"a loss that is int32\[100\]"),
+    "booleans": (lambda x: x > 1, r"a loss that is bool\[100\]"),
+    "complex": (lambda x: x.mean() + 0j, r"a loss that is complex64\[\]"),
+    "list": (lambda x: [x], "a loss that is list"),
+    "dict": (lambda x: {"loss": x.mean()}, "a loss that is dict"),
+    "empty": (lambda x: (), "a loss that is NoneType"),
+    "four": (lambda x: (x, {}, None, 1), "4 values"),
+    "column": (lambda x: x[:, None], r"a loss float32\[100, 1\]"),
+    "an example less": (lambda x: x[1:], r"a loss float32\[99\]"),
+    "square": (lambda x: x.reshape(10, 10), r"a loss float32\[10, 10\]"),
+    "metrics array": (lambda x: (x, jnp.ones(3)), r"metrics that are float32\[3\]"),
+    "metrics tuple": (lambda x: (x, (1, 2)), "metrics that are tuple"),
+    "metric string": (lambda x: (x, {"a": "b"}), "a metric 'a' that is str"),
+    "metric none": (lambda x: (x, {"a": None}), "a metric 'a' that is NoneType"),
+    "nested": (lambda x: (x, STATS), "a metric 'batch_stats' that is dict"),
+    "state": (lambda x: (x, {}, STATS), "a model_state of another structure"),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_what_an_objective_returns(case):
+    result, problem = RESULTS[case]
+    step = make_train_step(returning(result), TX)
+    with pytest.raises(TypeError, match=rf"\(loss, metrics, model_state\); not {problem}"):
+        jax.jit(step)(STATE, DATA)
+
+
+def test_a_model_state_is_not_taken_for_metrics():
+    """Flax's habit, `return loss, updates`: the statistics would never move."""
+    state = STATE._replace(model_state={"mean": jnp.zeros(3)})
+    step = make_train_step(lambda p, b: (LOSSES(p, b), {"mean": jnp.ones(3)}), TX)
+    with pytest.raises(TypeError, match="not metrics that look like the model_state"):
+        step(state, DATA)
+
+
+OBJECTIVES = {
+    "one argument": lambda p: 0.0,
+    "another keyword": lambda p, b, *, rng: 0.0,
+    "keywords": lambda p, b, **kwargs: 0.0,
+    "decorated": lambda *args: 0.0,
+    "result": jnp.ones(100),
+    "model": MODEL,
+    "apply": MODEL.apply,
+    "optimizer": TX,
+}
+
+
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_what_is_no_objective(case):
+    with pytest.raises(TypeError, match=r"an objective is a function.*functools\.wraps"):
+        make_train_step(OBJECTIVES[case], TX)
+
+
+def step_of(data=DATA, state=STATE, objective=LOSSES, tx=TX):
+    return lambda: jax.jit(make_train_step(objective, tx))(state, data)
+
+
+def labelled(images=DATA.images, labels=DATA.labels):
+    return step_of(Dataset(images, labels))
+
+
+ADAM = optax.adam(0.1)
+NO_FLOATS = TrainState(jnp.int32(0), {**STATE.params, "n": jnp.int32(3)}, STATE.opt_state)
+MISTAKES = {
+    "optimizer float": (
+        lambda: make_train_step(LOSSES, 0.1),
+        "tx is an optax optimizer.*not float",
+    ),
+    "optimizer factory": (lambda: make_train_step(LOSSES, optax.sgd), "not the function sgd"),
+    "params as state": (lambda: step_of(state=STATE.params)(), "state is a TrainState.*not dict"),
+    "integer params": (step_of(state=NO_FLOATS), r"params\['n'\] is int32, which has no gradient"),
+    "other optimizer": (step_of(tx=ADAM), "opt_state belongs to another optimizer"),
+    "narrower": (
+        step_of(state=STATE._replace(opt_state=ADAM.init(jnp.ones(1))), tx=ADAM),
+        r"opt_state belongs.*let it be tx\.init\(state\.params\)",
+    ),
+    "no key": (
+        step_of(state=STATE._replace(key=None), objective=lambda p, b, *, key: LOSSES(p, b)),
+        r"asks for a key and state\.key is None",
+    ),
+    "name loss": (
+        step_of(objective=returning(lambda x: (x, {"loss": x}))),
+        "cannot be called 'loss'",
+    ),
+    "name test": (step_of(objective=returning(lambda x: (x, {"test_a": x}))), "called 'test_a'"),
+    "integer images": (labelled(DATA.images.astype(np.int32)), "images are uint8 grey levels"),
+    "float labels": (labelled(labels=np.float32(DATA.labels)), r"labels='float32\[100\]'"),
+    "one-hot": (labelled(labels=np.eye(10)[DATA.labels]), r"labels='float32\[100, 10\]'"),
+    "99 labels": (labelled(labels=DATA.labels[1:]), "output is float32.100, 10. for 99 labels"),
+    "dict": (step_of(DATA._asdict()), "a classifier's batch has .images and .labels"),
+    "tuple": (step_of(tuple(DATA)), "a classifier's batch has .images and .labels"),
+    "one example": (step_of(Dataset(DATA.images[0], DATA.labels[0])), r"labels='int32\[\]'"),
+    "strings": (
+        lambda: make_train_step(LOSSES, TX)(STATE, ["text"]),
+        r"arrays of numbers, not \['str'",
+    ),
+    "a module": (
+        step_of(objective=classifier_objective(MODEL)),
+        "called as apply_fn.params, images., not MLP: of a model give model.apply",
+    ),
+    "a mean": (
+        step_of(objective=classifier_objective(MODEL.apply, lambda x, y: x.mean())),
+        r"loss_fn gives float32\[\] for 100 labels",
+    ),
+    "state to evaluate": (lambda: evaluate(METRICS, STATE, DATA), r"state\.params, not the state"),
+    "data first": (
+        lambda: train(DATA, KEY, STATE, LOSSES),
+        "train_step is a function, not Dataset",
+    ),
+    "batch size 0": (lambda: train(LOSSES, STATE, DATA, KEY, batch_size=0), "of at least 1, not 0"),
+    "batch size float": (
+        lambda: evaluate(METRICS, STATE.params, DATA, batch_size=1e3),
+        "not 1000.0",
+    ),
+    "epochs": (
+        lambda: train(make_train_step(LOSSES, TX), STATE, DATA, KEY, epochs=-1),
+        "epochs must",
+    ),
+    "lengths": (lambda: batches(Dataset(DATA.images, DATA.labels[:90])), r"\.labels has 90"),
+    "a scalar": (lambda: batches({"x": np.ones(3), "s": np.float32(2)}), r"\['s'\] has no"),
+    "nothing": (lambda: batches({}), "number of examples; none"),
+    "no examples": (lambda: batches(np.ones((0, 3))), "number of examples;  has 0"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(case):
+    call, message = MISTAKES[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_an_error_within_the_users_function_says_what_the_batch_was():
+    """Here the model is of other images, and `evaluate` is given a function of images."""
+    images = DATA.images[:, 1:]
+    with pytest.raises(Exception, match="linear_0") as error:
+        labelled(images)()
+    (note,) = [note for note in error.value.__notes__ if "the objective" in note]
+    assert "images='uint8[100, 27, 28]'" in note
+    with pytest.raises(AttributeError) as error:
+        evaluate(MODEL.apply, STATE.params, DATA)
+    (note,) = [note for note in error.value.__notes__ if "fn was called" in note]
+    assert "labels='int32[100]'" in note
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("order", [np.arange(100).reshape(10, 10), np.ones(100, bool), np.ones(0)])
+def test_an_order_that_is_no_row_of_indices(order, jit):
+    epoch = make_train_epoch(make_train_step(LOSSES, TX))
+    with pytest.raises(ValueError, match=r"an order is one row of integers, not (int|bool|float)"):
+        (jax.jit(epoch) if jit else epoch)(STATE, DATA, order)
+
+
+@pytest.mark.parametrize("remainder", ["pad", "short", "drop"])
+def test_an_index_outside_the_dataset(remainder):
+    """JAX takes the nearest example and says nothing: an error, or NaN in a compiled program."""
+    epoch = make_train_epoch(make_train_step(LOSSES, TX), 22, remainder=remainder)
+    for wrong, step in ((100, 1), (-1, 2), (300, 4)):
+        order = np.arange(100)
+        order[22 * step] = wrong
+        low, high = order.min(), order.max()
+        for call in (epoch, lambda *args: jax.jit(lambda: epoch(*args))()):
+            with pytest.raises(ValueError, match=f"from {low} to {high}, outside 0..99"):
+                call(STATE, DATA, order)
+        _, metrics = jax.jit(epoch)(STATE, DATA, order)
+        expected = np.arange(len(metrics["loss"])) == step
+        np.testing.assert_array_equal(np.isnan(metrics["loss"])[: step + 1], expected[: step + 1])
+
+
+@pytest.mark.parametrize("wrong", [-1, 10])
+def test_a_label_outside_the_classes(wrong):
+    """An error where the label can be seen; in a compiled program NaN, whatever the loss."""
+    labels = DATA.labels.copy()
+    labels[70] = wrong
+    bad, message = Dataset(DATA.images, labels), f"label {wrong} in row 70 is outside .* 0..9"
+    optaxs = optax.softmax_cross_entropy_with_integer_labels
+    scores = classifier_metrics(MODEL.apply, optaxs)
+    for call in (
+        lambda: make_train_step(LOSSES, TX)(STATE, bad),
+        lambda: evaluate(scores, STATE.params, bad),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    metrics = jax.jit(lambda data: evaluate(scores, STATE.params, data))(bad)
+    assert np.isnan([metrics["loss"], metrics["accuracy"]]).all()
+    _, metrics = jax.jit(make_train_epoch(make_train_step(LOSSES, TX)))(STATE, bad, np.arange(100))
+    with pytest.raises(NonFiniteLossError, match=r"loss of step 2 is nan.* a label or index"):
+        check_finite(np.asarray(metrics["loss"]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_float_pixels_that_nobody_has_scaled(dtype):
+    bad = Dataset(DATA.images.astype(dtype), DATA.labels)
+    with pytest.raises(ValueError, match=r"images reach beyond 32\.0: give grey levels as uint8"):
+        make_train_step(LOSSES, TX)(STATE, bad)
+    with jax.numpy_dtype_promotion("standard"):
+        _, metrics = labelled(bad.images)()
+        assert np.isnan(metrics["loss"])
+        _, metrics = labelled(bad.images / dtype(255))()
+        assert np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_generators_whose_members_depend_on_each_other_under_vmap(impl):
+    """An ensemble is refused, also behind jit; one after the other each is the single one."""
+    keys = jax.random.split(jax.random.key(0, impl=impl), 3)
+
+    def init(key):
+        return init_state(MODEL, TX, key).params
+
+    for fn in (init, lambda key: epoch_order(key, 0, 10)):
+        for many in (jax.vmap(fn), jax.jit(jax.vmap(jax.jit(fn)))):
+            with pytest.raises(JaxmnistError, match="rbg and unsafe_rbg give a member other"):
+                many(keys)
+    single, looped = init(keys[1]), jax.lax.map(init, keys)
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(looped), strict=True):
+        np.testing.assert_array_equal(a, b[1])
+
+
+def test_non_finite_losses_are_named_by_step():
+    check_finite(np.ones((2, 3)))
+    check_finite(np.ones((0,)))
+    with pytest.raises(NonFiniteLossError, match="loss of step 1878 is inf"):
+        check_finite(np.array([1.0, np.inf, np.nan]), first_step=1876)
+    with pytest.raises(NonFiniteLossError, match="loss of step 5 is nan: training has diverged"):
+        check_finite(np.array([[1.0, 2.0, 3.0], [4.0, np.nan, 5.0]]))  # as `train` returns them
+    with pytest.raises(NonFiniteLossError, match="loss of step 1 is nan: a label or index"):
+        check_finite(jnp.float32(np.nan)[None, None])
+
+
+def test_a_check_costs_no_trace():
+    objective = counting(LOSSES)
+    jax.jit(make_train_epoch(make_train_step(objective, TX)))(STATE, DATA, np.arange(100))
+    assert objective.traces == 1
+    assert describe(objective) == "the function objective"
