@@ -99,8 +99,10 @@ def figure(draw: "Callable[..., Figure]", *arguments: object) -> Output:
 
     def png() -> dict[str, str]:
         content = io.BytesIO()
-        draw(*arguments).savefig(content, format="png", dpi=72)
-        return {"image/png": base64.b64encode(content.getvalue()).decode()}
+        with contextlib.suppress(ModuleNotFoundError):  # matplotlib is an extra
+            draw(*arguments).savefig(content, format="png", dpi=72)
+            return {"image/png": base64.b64encode(content.getvalue()).decode()}
+        return {}
 
     return Output("A figure; notebook.ipynb shows it.", png)
 
@@ -128,9 +130,11 @@ def run_cells(path: Path, options: Options) -> None:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed if options.ipynb else sys.stdout):
                 value = run_cell(source, namespace)
-                if value is not None and not options.ipynb:
-                    print(repr(value))
-            cells[-1] |= {"execution_count": None, "outputs": describe(printed.getvalue(), value)}
+            if options.ipynb:
+                shown = describe(printed.getvalue(), value)
+                cells[-1] |= {"execution_count": None, "outputs": shown}
+            elif value is not None:
+                print(repr(value))
     if off := [f"cell {row[0]} ({row[1]})" for row in rows.values() if row[-1] == "OFF"]:
         from jaxmnist import JaxmnistError
 
@@ -144,22 +148,20 @@ def run_cells(path: Path, options: Options) -> None:
 
 def describe(printed: str, value: Any) -> list[dict[str, Any]]:
     """A cell's outputs as in an .ipynb file."""
-    found: list[dict[str, Any]] = []
-    if printed:
-        found.append({"output_type": "stream", "name": "stdout", "text": printed})
-    if value is not None:
-        shown = value if isinstance(value, Output) else Output(repr(value))
-        data = shown._repr_mimebundle_()
-        found.append({"output_type": "display_data", "metadata": {}, "data": data})
-    return found
+    text = {"output_type": "stream", "name": "stdout", "text": printed}
+    data = (value if isinstance(value, Output) else Output(repr(value)))._repr_mimebundle_()
+    shown = {"output_type": "display_data", "metadata": {}, "data": data}
+    return [text] * bool(printed) + [shown] * (value is not None)
 
 
 def run_cell(source: str, namespace: dict[str, Any]) -> Any:
     """Run a cell; the value of its last line, None if that has none."""
     tree = ast.parse(source)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), namespace)
-    return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace) if last else None
+    last = tree.body[-1]
+    if not isinstance(last, ast.Expr):
+        return exec(compile(tree, "cell", "exec"), namespace)
+    exec(compile(ast.Module(tree.body[:-1], []), "cell", "exec"), namespace)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
 
 
 _main = Path(getattr(sys.modules["__main__"], "__file__", None) or "")

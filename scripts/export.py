@@ -56,7 +56,7 @@ def main(options: Options) -> None:
             f"this needs {error.name}: {hint}, or leave out its --formats"
         ) from error
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"Exported {'-'.join(map(str, (784, *model.hidden, 10)))} to {options.out}:")
+    print(f"Exporting {'-'.join(map(str, (784, *model.hidden, 10)))} to {options.out}:")
     for name, content in contents.items():
         content = content.encode() if isinstance(content, str) else content
         with atomic_write(options.out / FILES[name]) as file:
