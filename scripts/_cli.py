@@ -46,38 +46,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from _output import printable
 
 Options = TypeVar("Options")
 Recipes = Mapping[str, Mapping[str, Any]]
-Check = Callable[[Any], str | None]  # of a value: what it must be, such as "at least 1", or None
+NONE: Recipes = {}
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 # Optional packages, and the extra that brings each.
-EXTRAS = {
-    "jinja2": "plots",
-    "matplotlib": "plots",
-    "optuna": "sweep",
-    "tensorboardX": "tensorboard",
-}
+EXTRAS = dict(jinja2="plots", matplotlib="plots", optuna="sweep", tensorboardX="tensorboard")
 # Flags of JAX with which nothing can be compiled ahead.
 UNUSABLE = ("jax_disable_jit", "jax_no_tracing", "jax_no_execution", "jax_transfer_guard")
 
 
-def _any(value: object) -> None:
-    """No check."""
-
-
-def option(default: Any = MISSING, help: str = "", check: Check = _any, **more: Any) -> Any:
+def option(default: Any = MISSING, help: str = "", check: Any = None, **more: Any) -> Any:
     """A field of a dataclass of options; one without a default must be given.
 
     Args:
         default: the value where neither the command line nor the recipe names it.
         help: what it does, for the user; where the default is True, what `--no-...` does.
-        check: of the value or, of a tuple, of each.
+        check: of the value or, of a tuple, of each: what it must be, "at least 1", or None.
         **more: `changes_run`: False if a run with another value has the same numbers; `also`:
             other names, which people try, so that this one is suggested; `metavar`: what stands
             for the value in the help; `positional`: it is given without its name.
@@ -94,17 +84,14 @@ def option(default: Any = MISSING, help: str = "", check: Check = _any, **more: 
 
 
 def run(
-    main: Callable[[Options], None],
-    options_type: type[Options],
-    description: str | None,
-    *,
-    recipes: Recipes | None = None,
+    main: Callable[[Options], None], kind: type[Options], about: str | None, recipes: Recipes = NONE
 ) -> NoReturn:
-    """Parse the command line into an `options_type`, call `main` with it and exit.
+    """Parse the command line into options of a `kind`, call `main` with them and exit.
 
-    A recipe is other defaults, by the options' names. The code is 0 when done, 2 for wrong usage,
-    130 after Ctrl-C and 1 for every other error that a user, a file, the disk or the environment
-    can cause. Each of these is one line; errors that are ours keep their traceback.
+    `about` is the description in the help; a recipe is other defaults, by the options' names. The
+    code is 0 when done, 2 for wrong usage, 130 after Ctrl-C and 1 for every other error that a
+    user, a file, the disk or the environment can cause. Each of these is one line; errors that are
+    ours keep their traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -114,7 +101,7 @@ def run(
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     try:
-        options = parse(sys.argv[1:], options_type, description or "", recipes or {})
+        options = parse(sys.argv[1:], kind, about or "", recipes)
         if options:
             _start_jax()
             main(options)
@@ -207,9 +194,11 @@ def _suggest(word: str, fields: Mapping[str, Field]) -> str:
     names: dict[str, str] = {}
     for name, field in fields.items():
         names |= dict.fromkeys([flag(name)[2:], *field.metadata["also"].split()], flag(name))
-    close = difflib.get_close_matches(word.partition("=")[0].strip("-").lower(), names, n=1)
-    hint = f"; did you mean {names[close[0]]}?" if close else ""
-    return f"{word.partition('=')[0]} is not an option{hint}"
+    word = word.partition("=")[0]
+    typed = word.strip("-").lower()
+    close = [name for name in names if typed and name.startswith(typed)]
+    close = close or difflib.get_close_matches(typed, names, n=1)
+    return f"{word} is not an option" + (f"; did you mean {names[close[0]]}?" if close else "")
 
 
 def build(options_type: Any, values: Mapping[str, Any]) -> Any:
@@ -255,11 +244,12 @@ def _convert(field: Field, text: str) -> Any:
     words, kind, _ = _kinds(field)
     if text in words:
         return text
-    must = " or ".join([*words, *([KINDS[kind]] if kind else [])])
+    must: str | None = " or ".join([*words, *([KINDS[kind]] if kind else [])])
     if kind and text.strip():
         with contextlib.suppress(ValueError):
             value = kind(text)
-            must = field.metadata["check"](value)
+            check = field.metadata["check"]
+            must = check(value) if check else None
             if not must:
                 return value
     raise ValueError(f"{flag(field.name)} must be {must}, not {text.strip() or 'empty'}")
@@ -269,7 +259,7 @@ def _kinds(field: Field) -> tuple[list[str], Any, bool]:
     """The words that an option can be, the type of its other values, whether there are many."""
     many = get_origin(field.type) is tuple
     kind: Any = get_args(field.type)[0] if many else field.type
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)  # of a union
     words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
     return words, next((one for one in kinds if one in KINDS), None), many
 

@@ -9,7 +9,7 @@ own; the first line of a group's docstring is its title in `--help`:
         data: DataOptions
         plot: Path | None = option(None, "File for a plot.", local_path)
 
-`--data-dir` is then `options.data.data_dir`. What options exclude each other is a UsageError of
+`--data-dir` is then `options.data.data_dir`. Options that exclude each other are a UsageError of
 their group's `__post_init__`.
 """
 
@@ -18,6 +18,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -30,6 +31,17 @@ WARNING = (
     "WARNING: this is NOT MNIST but synthetic digits: "
     "MNIST is neither on this machine nor can it be downloaded now."
 )
+neutral = partial(option, changes_run=False)  # a run with another value has the same numbers
+
+# Defaults of other options by name, each recipe with what it reaches on real MNIST.
+RECIPES: dict[str, dict[str, Any]] = {
+    "notebook": {},  # 90 % test accuracy, 0.35 test loss, in seconds on two CPU cores
+    "accurate": {  # 99.3 %, 0.02, in a few minutes
+        **{"epochs": 80, "batch_size": 128, "augment": 1.0, "synthetic_digits": 10_000},
+        **{"hidden": (512, 256), "optimizer": "adamw", "learning_rate": 0.002},
+        **{"weight_decay": 0.05, "schedule": "cosine", "warmup": 0.05},
+    },
+}
 
 
 def wrong(message: str) -> NoReturn:
@@ -58,11 +70,8 @@ def local_path(path: Path) -> str | None:
 
 def file_type(*suffixes: str) -> Callable[[Path], str | None]:
     """A check: the path is local and ends in one of these."""
-    names = " or ".join(suffixes)
-    return lambda path: (
-        local_path(path)
-        or (None if path.suffix.lower() in suffixes else f"a file whose name ends in {names}")
-    )
+    must = f"a file whose name ends in {' or '.join(suffixes)}"
+    return lambda path: local_path(path) or (None if path.suffix.lower() in suffixes else must)
 
 
 def weights() -> Any:
@@ -71,33 +80,14 @@ def weights() -> Any:
     return option(help=text, check=local_path, metavar="RUN", positional=True)
 
 
-# Defaults of other options by name, each recipe with what it reaches on real MNIST.
-RECIPES: dict[str, dict[str, Any]] = {
-    "notebook": {},  # 90 % test accuracy, 0.35 test loss, in seconds on two CPU cores
-    "accurate": {  # 99.3 %, 0.02, in a few minutes
-        "epochs": 80,
-        "batch_size": 128,
-        "augment": 1.0,
-        "synthetic_digits": 10_000,
-        "hidden": (512, 256),
-        "optimizer": "adamw",
-        "learning_rate": 0.002,
-        "weight_decay": 0.05,
-        "schedule": "cosine",
-        "warmup": 0.05,
-    },
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class RecipeOptions:
     """Recipe."""
 
-    recipe: Literal["notebook", "accurate"] = option(
+    recipe: Literal["notebook", "accurate"] = neutral(
         "notebook",
-        "Defaults of the other options; --recipe accurate --help shows them. On MNIST and two CPU "
-        "cores notebook reaches 90 % test accuracy in seconds, accurate 99.3 % in a few minutes.",
-        changes_run=False,
+        "Other defaults; --recipe accurate --help shows them. On MNIST and two CPU cores notebook "
+        "reaches 90 % test accuracy in seconds, accurate 99.3 % in a few minutes.",
     )
 
 
@@ -105,16 +95,10 @@ class RecipeOptions:
 class TrainingOptions:
     """Training."""
 
-    epochs: int = option(
-        5, "Passes over the training images.", at_least(1, 2**31), changes_run=False, also="epoch"
-    )
-    batch_size: int = option(64, "Images in a step.", at_least(1), also="batch bs")
+    epochs: int = neutral(5, "Passes over the training images.", at_least(1, 2**31))
+    batch_size: int = option(64, "Images in a step.", at_least(1), also="bs")
     augment: float = option(
-        0.0,
-        "Strength of random rotation, slant and elastic change of the training images: 0 is none, "
-        "1 is usual.",
-        at_least(0),
-        also="augmentation aug",
+        0.0, "Strength of random rotation, slant and elastic change; 1 is usual.", at_least(0)
     )
 
 
@@ -122,31 +106,19 @@ class TrainingOptions:
 class StartOptions:
     """Start."""
 
-    seed: int = option(
-        0,
-        "Seed of the initial weights, the shuffling and synthetic digits.",
-        at_least(0, 2**32),
-        also="random-seed",
-    )
-    init: Path | None = option(
-        None,
-        "Weights to start from: a .safetensors file, a run's directory or, with PyTorch "
-        "installed, a .pt file.",
-        local_path,
-        also="weights pretrained checkpoint load",
-        changes_run=False,  # its content does
+    seed: int = option(0, "Seed of weights, shuffling and synthetic digits.", at_least(0, 2**32))
+    init: Path | None = neutral(  # its content changes a run
+        None, "Weights to start from: a run, or a weights file.", local_path, also="pretrained load"
     )
     torch_seed: int | None = option(
         None,
-        "Start and shuffle as a PyTorch script that calls torch.manual_seed with this number, "
+        "Weights and orders of a PyTorch script that calls torch.manual_seed with this number, "
         "makes the model and iterates over one shuffled DataLoader in each epoch.",
         at_least(-(2**63), 2**64),
     )
-    torch_test_loader: bool = option(
-        False, "With --torch-seed: the script iterates over a test loader after each epoch."
-    )
+    torch_test_loader: bool = option(False, "After each epoch it iterates over a test loader too.")
     torch_order: Literal["modern", "legacy"] = option(
-        "modern", "With --torch-seed: shuffle as PyTorch since 1.6 does, or as before (legacy)."
+        "modern", "It shuffles as PyTorch does since 1.6, or as before (legacy)."
     )
 
     def __post_init__(self) -> None:
@@ -159,10 +131,7 @@ class ModelOptions:
     """Model."""
 
     hidden: tuple[int, ...] = option(
-        (128, 64),
-        "Width of each hidden layer.",
-        at_least(1, 2**31),
-        also="layers hidden-layers hidden-sizes hidden-size hidden-dim width widths units",
+        (128, 64), "Width of each hidden layer.", at_least(1, 2**31), also="layers width units"
     )
     loss: Literal["cross_entropy", "nll"] = option(
         "cross_entropy", "Cross-entropy of logits, or negative log likelihood of log-softmax."
@@ -173,21 +142,14 @@ class ModelOptions:
 class OptimizerOptions:
     """Optimizer."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "The optimizer.", also="opt optim")
+    optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "The optimizer.")
     learning_rate: float = option(0.003, "Step size.", at_least(0), also="lr rate step-size")
     momentum: float = option(0.0, "Momentum of SGD.", at_least(0, 1))
     weight_decay: float | None = option(
-        None,
-        "Weight decay of AdamW; optax uses 0.0001 if it is not given, PyTorch 0.01.",
-        at_least(0),
-        also="wd decay l2",
+        None, "Of AdamW; 0.0001 if not given (PyTorch: 0.01).", at_least(0), also="wd decay l2"
     )
-    schedule: Literal["constant", "cosine"] = option(
-        "constant", "Constant learning rate, or cosine decay to 0.", also="scheduler lr-schedule"
-    )
-    warmup: float = option(
-        0.0, "Share of all steps in which the learning rate rises, 0 to 1.", at_least(0, 1)
-    )
+    schedule: Literal["constant", "cosine"] = option("constant", "Cosine: the rate falls to 0.")
+    warmup: float = option(0.0, "Share of the steps in which the rate rises.", at_least(0, 1))
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":
@@ -200,13 +162,8 @@ class OptimizerOptions:
 class DataDirOptions:
     """Data."""
 
-    data_dir: Path | None = option(
-        None,
-        "Directory with MNIST's four IDX files; JAXMNIST_DATA_DIR does the same.",
-        local_path,
-        metavar="DIR",
-        changes_run=False,
-        also="data dataset-dir data-path data-root root",
+    data_dir: Path | None = neutral(
+        None, "Directory with MNIST; so is JAXMNIST_DATA_DIR.", local_path, metavar="DIR"
     )
 
 
@@ -214,10 +171,8 @@ class DataDirOptions:
 class DataOptions(DataDirOptions):
     """Data."""
 
-    dataset: Literal["auto", "mnist", "synthetic"] = option(
-        "auto",
-        "MNIST, or synthetic digits; auto takes these only if MNIST is not available.",
-        changes_run=False,  # which of them the data is, does
+    dataset: Literal["auto", "mnist", "synthetic"] = neutral(  # which of them it is changes a run
+        "auto", "MNIST, or synthetic digits; auto takes these only if MNIST is not available."
     )
 
     def __post_init__(self) -> None:
@@ -229,9 +184,7 @@ class DataOptions(DataDirOptions):
 class SeededDataOptions(DataOptions):
     """Data."""
 
-    seed: int = option(
-        0, "Seed of synthetic digits: the one that the model was trained with.", at_least(0, 2**32)
-    )
+    seed: int = option(0, "Seed of synthetic digits, that of the training.", at_least(0, 2**32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,13 +192,10 @@ class TrainingDataOptions(DataOptions):
     """Data."""
 
     validation: int = option(
-        0,
-        "Hold out the last N training images, and test on them too.",
-        at_least(0),
-        also="val valid val-split validation-split",
+        0, "Hold out the last N training images, and test on them too.", at_least(0), metavar="N"
     )
     synthetic_digits: int = option(
-        0, "Add N synthetic digits to the training images.", at_least(0, 60_001)
+        0, "Add N synthetic digits to the training images.", at_least(0, 60_001), metavar="N"
     )
 
 
@@ -253,26 +203,18 @@ class TrainingDataOptions(DataOptions):
 class DeviceOptions:
     """Device."""
 
-    device: Literal["auto", "cpu", "gpu", "tpu"] = option(
-        "auto",
-        "Kind of device; auto is the best that JAX finds.",
-        changes_run=False,
-        also="gpu cpu cuda accelerator platform backend",
+    device: Literal["auto", "cpu", "gpu", "tpu"] = neutral(
+        "auto", "Kind of device; auto is the best that JAX finds.", also="gpu cpu cuda accelerator"
     )
-    compile_cache: bool = option(
-        True,
-        "Compile each program anew, and keep none for the next start.",
-        changes_run=False,
-        also="no-cache cache",
-    )
+    compile_cache: bool = neutral(True, "Compile each program anew, and keep none.")
 
 
 @dataclasses.dataclass(frozen=True)
 class DevicesOptions(DeviceOptions):
     """Device."""
 
-    devices: int | Literal["all"] = option(
-        1, "How many devices share each batch.", at_least(1), metavar="N|all", changes_run=False
+    devices: int | Literal["all"] = neutral(
+        1, "How many devices share each batch.", at_least(1), metavar="N|all"
     )
 
 
@@ -280,65 +222,30 @@ class DevicesOptions(DeviceOptions):
 class ProcessOptions:
     """Several processes that share each batch."""
 
-    distributed: bool = option(
-        False, "Be one of these processes.", changes_run=False, also="multihost ddp"
+    distributed: bool = neutral(False, "Be one of these processes.", also="multihost ddp")
+    coordinator: str | None = neutral(
+        None, "Address of process 0, unless a cluster tells it.", metavar="HOST:PORT"
     )
-    coordinator: str | None = option(
-        None,
-        "Address of process 0; not needed under Slurm, Open MPI and on TPU pods.",
-        metavar="HOST:PORT",
-        changes_run=False,
-    )
-    processes: int | None = option(
-        None, "How many there are; needed with --coordinator.", at_least(1), changes_run=False
-    )
-    process_id: int | None = option(
-        None, "The number of this one, from 0.", at_least(0), changes_run=False, also="rank"
-    )
-    timeout: int = option(
-        30,
-        "Seconds to wait for a process that does not answer.",
-        at_least(10, 86_401),
-        changes_run=False,
-    )
+    processes: int | None = neutral(None, "How many there are.", at_least(1))
+    process_id: int | None = neutral(None, "Which one this is, from 0.", at_least(0), also="rank")
+    timeout: int = neutral(30, "Seconds to wait for another process.", at_least(10, 86_401))
 
     def __post_init__(self) -> None:
-        explicit = (self.coordinator, self.processes, self.process_id)
-        if explicit == (None, None, None):
-            return
-        if not self.distributed:
-            wrong("--coordinator, --processes and --process-id need --distributed")
-        if self.coordinator is None or self.processes is None or self.process_id is None:
-            wrong("--coordinator, --processes and --process-id need one another")
+        explicit = [self.coordinator, self.processes, self.process_id]
+        if explicit != 3 * [None] and (not self.distributed or None in explicit):
+            wrong("--coordinator, --processes and --process-id need --distributed and one another")
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputOptions:
     """Output."""
 
-    out: Path | None = option(
-        None,
-        "Directory for the run: options, metrics, checkpoints and weights.",
-        local_path,
-        metavar="DIR",
-        changes_run=False,
-        also="output out-dir output-dir save save-dir dir log-dir run",
+    out: Path | None = neutral(
+        None, "Directory for the run.", local_path, metavar="DIR", also="save dir log-dir run"
     )
-    resume: bool = option(
-        False,
-        "Continue from the newest checkpoint in --out, if there is one.",
-        changes_run=False,
-        also="continue restart",
-    )
-    plots: bool = option(
-        False,
-        "Draw losses, confusion, mistakes and weights of the finished run into --out.",
-        changes_run=False,
-        also="plot",
-    )
-    tensorboard: bool = option(
-        False, "Log for TensorBoard too, into --out/tensorboard.", changes_run=False
-    )
+    resume: bool = neutral(False, "Continue from the newest checkpoint.", also="continue")
+    plots: bool = neutral(False, "Draw the finished run: losses, confusion, mistakes, weights.")
+    tensorboard: bool = neutral(False, "Log for TensorBoard too.")
 
     def __post_init__(self) -> None:
         if self.out is None and (self.resume or self.plots or self.tensorboard):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -58,12 +59,9 @@ def parse(words, run="run") -> Options | None:
         ("--momentum=1e-3", "optimizer.momentum", 0.001),
         ("--share -1e-3", "share", -0.001),
         ("--no_cache", "cache", False),
-        ("--json", "json", True),
         ("--devices all", "devices", "all"),
-        ("--devices 2", "devices", 2),
         ("a --json b", "images", (Path("a"), Path("b"))),
         ("--json -- -a", "images", (Path("-a"),)),
-        ("--recipe big", "model.hidden", (8,)),
         ("--recipe big --hidden 9", "model.hidden", (9,)),
     ],
 )
@@ -79,20 +77,15 @@ def test_spellings(words, name, expected):
         ("--batch 32", "did you mean --batch-size?"),
         ("--wd 0", "did you mean --weight-decay?"),
         ("-outptu x", "did you mean --out?"),
-        ("--hid 5", "--hid is not an option; did you mean --hidden?"),
         ("--epochs two", "--epochs must be a whole number, not two"),
         ("--epochs 0", "--epochs must be at least 1 and below 2,147,483,648, not 0"),
         ("--epochs", "--epochs: expected one argument"),
-        ("--epochs --json", "--epochs: expected one argument"),
         ("--hidden 128,-64", "--hidden must be at least 1"),
-        ("--hidden 128;64", "--hidden must be a whole number, not 128;64"),
         ("--optimizer nope", "--optimizer must be sgd or adam or adamw, not nope"),
         ("--devices some", "--devices must be all or a whole number, not some"),
         ("--learning-rate nan", "--learning-rate must be at least 0, not nan"),
-        ("--learning-rate -1", "--learning-rate must be at least 0, not -1"),
         ("--share=", "--share must be a number, not empty"),
         ("--out x.txt", "--out must be a file whose name ends in .csv, not x.txt"),
-        ("--out s3://x.csv", "--out must be a path on this machine, not s3:"),
         ("--out a\x1b[31m", r"not a\x1b[31m"),
     ],
 )
@@ -104,10 +97,13 @@ def test_wrong_words(words, said, capfd):
 
 def test_what_is_missing_or_excluded(script):
     refused(script("evaluate.py", "--json"), 2, "RUN is missing")
-    refused(script("export.py", "run"), 2, "--out is missing")
     refused(script("train.py", "epochs=5"), 2, "epochs is not an option; did you mean --epochs?")
-    refused(script("train.py", "--optimizer", "adam", "--momentum", 1), 2, "below 1, not 1")
     refused(script("train.py", "--optimizer", "adam", "--momentum", 0.9), 2, "--momentum is SGD's")
+    refused(script("train.py", "--weight-decay", 0.1), 2, "--weight-decay is AdamW's")
+    refused(script("train.py", "--data-dir", "/", "--dataset", "synthetic"), 2, "--data-dir")
+    refused(script("train.py", "--resume"), 2, "need an --out")
+    refused(script("train.py", "--process-id", 0), 2, "need --distributed and one another")
+    refused(script("train.py", "--torch-order", "legacy"), 2, "need a --torch-seed")
 
 
 VALUES = st.one_of(
@@ -120,25 +116,15 @@ NAMES = [cli.flag(field.name) for fields in cli.groups(Options).values() for fie
 
 
 @hypothesis.given(st.lists(st.sampled_from([*NAMES, "--no-json"]) | VALUES, max_size=6))
-@hypothesis.settings(
-    max_examples=300,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-def test_any_words_are_taken_or_refused_in_one_line(capfd, words):
-    code, error = None, ""
-    try:
-        parse(words)
-    except UsageError:
-        pass
-    except SystemExit as stop:
-        code = stop.code
-        error = capfd.readouterr().err
-        assert error.endswith(" (see --help)\n")
-        assert error[:-1].isprintable()
-    assert (code is None) == (error == "")
+@hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
+def test_any_words_are_taken_or_refused_in_one_line(words):
+    with mock.patch.object(os, "write") as write, contextlib.redirect_stdout(None):
+        with contextlib.suppress(UsageError, SystemExit):
+            parse(words)
+    for call in write.mock_calls:
+        line = call.args[1].decode()
+        assert line.endswith(" (see --help)\n")
+        assert line[:-1].isprintable()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -148,10 +134,8 @@ def test_help(script, name, columns, monkeypatch):
     code, shown, stderr = script(name, "--help")
     assert (code, stderr) == (0, "")
     assert shown.startswith("usage: ")
-    assert "--version" in shown
     assert "default: )" not in shown
-    if columns >= 40:
-        assert max(map(len, shown.splitlines())) <= columns
+    assert max(map(len, shown.splitlines())) <= max(columns, 40)
 
 
 def test_help_shows_the_recipes_defaults_and_percent_signs(capfd):
@@ -176,20 +160,11 @@ def test_help_waits_for_no_large_package():
     [
         (DataError("no\x1bsense\nhere"), 1, r"no\x1bsense here"),
         (UsageError("not so"), 2, "not so"),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "x/y"),
-            1,
-            "x/y: No space left on device",
-        ),
+        (OSError(errno.ENOSPC, "No space left", "x/y"), 1, "x/y: No space left"),
         (MemoryError(), 1, "out of memory; a smaller model or batch needs less"),
-        (
-            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
-            1,
-            "allocating 9 bytes",
-        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes"), 1, "allocating 9 bytes"),
         (RuntimeError("Unable to initialize backend 'gpu'"), 1, "JAX does not start: Unable"),
         (ModuleNotFoundError("", name="matplotlib"), 1, "[plots]"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, None),
     ],
 )
 def test_what_a_user_can_cause_is_one_line(monkeypatch, capfd, error, code, line):
@@ -199,11 +174,7 @@ def test_what_a_user_can_cause_is_one_line(monkeypatch, capfd, error, code, line
     monkeypatch.setattr(sys, "argv", ["x.py", "run"])
     with pytest.raises(SystemExit) as stop:
         cli.run(main, Options, "About.")
-    expected = "" if line is None else line
-    assert stop.value.code == code
-    shown = capfd.readouterr().err
-    assert expected in shown
-    assert shown.count("\n") == (line is not None)
+    refused((stop.value.code, *capfd.readouterr()), code, line)
 
 
 def test_our_own_errors_keep_their_traceback(monkeypatch):
@@ -219,15 +190,10 @@ sys.path[:0] = [{str(ROOT / "scripts")!r}, {str(ROOT)!r}]
 sys.modules["jax"] = types.SimpleNamespace(config=None)
 import _cli as cli
 
-def interrupt(place):
-    if os.environ.get("INTERRUPT") == place:
-        signal.raise_signal(signal.SIGINT)
-
+os.environ.get("INTERRUPT") == "imports" and signal.raise_signal(signal.SIGINT)
 def main(options):
-    interrupt("work")
+    os.environ.get("INTERRUPT") and signal.raise_signal(signal.SIGINT)
     print("Zo\u00eb \u2713 " * 10_000, open(os.devnull).fileno())
-
-interrupt("imports")
 Options = dataclasses.make_dataclass("Options", [("epochs", int, cli.option(1, "N."))])
 cli.run(main, Options, "About.")
 """
@@ -236,7 +202,7 @@ cli.run(main, Options, "About.")
 def run_prints(tmp_path, shell="", **environment):
     (tmp_path / "x.py").write_text(PRINTS)
     command = f"set -o pipefail; {sys.executable} {tmp_path}/x.py {shell}"
-    environment |= {name: x for name, x in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = os.environ | {"PYTHONUNBUFFERED": ""} | environment
     return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
 
 
@@ -244,7 +210,6 @@ def run_prints(tmp_path, shell="", **environment):
     ("shell", "environment", "code", "expected"),
     [
         ("", {}, 0, ""),
-        (">&-", {}, 0, ""),
         ("2>&-", {}, 0, ""),
         ("<&- >&- 2>&-", {}, 0, ""),
         ("--epochs x 2>&-", {}, 2, ""),
@@ -279,14 +244,10 @@ def on_a_terminal(*command, **environment) -> tuple[int, str]:
 
 
 def test_a_terminal():
-    code, shown = on_a_terminal(TRAIN, "--optimizer", "nope")
-    assert code == 2
-    assert shown == (
-        "train.py: error: --optimizer must be sgd or adam or adamw, not nope (see --help)\r\n"
-    )
+    error = "train.py: error: --epochs must be a whole number, not x (see --help)\r\n"
+    assert on_a_terminal(TRAIN, "--epochs", "x") == (2, error)
     code, shown = on_a_terminal(TRAIN, "--help", COLUMNS="5", NO_COLOR="1")
-    assert code == 0
-    assert "\x1b" not in shown
+    assert (code, "\x1b" in shown) == (0, False)
 
 
 @pytest.mark.parametrize("place", ["imports", "work"])

@@ -205,8 +205,10 @@ def broadcast(state: TrainState | None, shapes: TrainState) -> TrainState | None
     """The first process's state, in every process; None if it has none."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    keyless = shapes._replace(key=None)  # it is never trained, and comes with the first state
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), keyless)
-    sent = zeros if state is None else state._replace(key=None)
+    def raw(state: Any) -> Any:  # typed keys cannot be sent
+        return state._replace(key=jax.random.key_data(state.key))
+
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(raw, shapes))
+    sent = zeros if state is None else raw(state)
     found, sent = broadcast_one_to_all((np.array(state is not None), sent))
-    return sent if found else None
+    return sent._replace(key=jax.random.wrap_key_data(sent.key)) if found else None

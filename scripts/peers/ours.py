@@ -1,6 +1,5 @@
 """jaxmnist's scanned epochs, of one model or of many: the program of `benchmark.py --growth`."""
 
-import os
 import time
 from functools import partial
 
@@ -21,9 +20,10 @@ from jaxmnist import (
     train,
 )
 from jaxmnist.population import compile_population, run_population
+from jaxmnist.runs.machine import cpu_cores
 
 if MODELS > 1:
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", cpu_cores())
 data = load()
 dataset, test = (
     Dataset(data[f"{part}images"].reshape(-1, 28, 28), data[f"{part}labels"])

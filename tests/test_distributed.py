@@ -1,0 +1,54 @@
+"""scripts/train.py --distributed: several processes train as one, or say what differs."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxmnist.runs.directory import read_run
+from tests.helpers import PATIENCE, ROOT
+
+pytestmark = pytest.mark.slow
+# Of tests.stress.injection, which trains on few digits: nothing is injected.
+OPTIONS = ("kill", 0, "--dataset", "synthetic", "--batch-size", 50, "--momentum", 0.9, "--resume")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def run(out, *options, processes=2, differing=()):
+    """Run so many processes to their end: the exit code, stdout and stderr of each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for n in range(processes):
+        words = [*OPTIONS, "--out", out, *options, *(differing if n else ())]
+        if processes > 1:
+            words += ["--distributed", "--coordinator", f"localhost:{port}", "--process-id", n]
+            words += ["--processes", processes]
+        command = [sys.executable, "-m", "tests.stress.injection", *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=ENVIRONMENT, **pipes))
+    ends = [process.communicate(timeout=PATIENCE) for process in started]
+    return [(p.returncode, *end) for p, end in zip(started, ends, strict=True)]
+
+
+def test_two_processes_train_and_go_on_as_one(tmp_path):
+    assert run(tmp_path / "one", "--epochs", 2, processes=1)[0][0] == 0
+    for epochs in (1, 2):
+        (code, stdout, said), (other, silent, _) = run(tmp_path / "two", "--epochs", epochs)
+        assert (code, other) == (0, 0), said
+        assert f"Epoch {epochs}/{epochs}" in stdout
+        assert "2 devices" in stdout
+        assert "Epoch" not in silent
+    one, two = (read_run(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(one.losses, two.losses, rtol=0, atol=1e-5)
+
+
+def test_different_options_are_named(tmp_path):
+    ends = run(tmp_path / "out", "--timeout", 10, differing=("--learning-rate", 0.5))
+    assert all(code != 0 for code, *_ in ends)
+    assert "another process has other options: learning_rate" in ends[0][2] + ends[1][2]
+    assert not (tmp_path / "out" / "config.json").exists()
