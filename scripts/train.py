@@ -21,15 +21,11 @@ import _cli as cli
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import _options as o
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from jaxmnist import Dataset
     from jaxmnist.datasets import Data
     from jaxmnist.runs.directory import RunDirectory
 
@@ -98,11 +94,12 @@ def main(options: Options) -> None:
                     where=mesh or device,
                 )
                 state = place(state or start.make_state())
-            clock.lap("compile")
-            run_epochs(train_epoch, test, state, start.order, epochs, directory, clock)
+                clock.lap("compile")
+                run_epochs(train_epoch, test, state, start.order, epochs, directory, clock)
         if directory and options.output.plots:
-            draw(directory.path, data.test)
-    report(options, data, steps, len(epochs) * len(train_set.labels), mesh, device, clock)
+            draw(directory, data)
+    work = f"{training.epochs} x {steps} steps on {mesh.size if mesh else 1} x {device.platform}"
+    report(options, data, work, len(epochs) * len(train_set.labels), clock)
 
 
 def open_directory(options: Options) -> contextlib.AbstractContextManager[RunDirectory | None]:
@@ -127,14 +124,12 @@ def find_state(options: Options, data: Data, start: Any, directory: RunDirectory
     from jaxmnist.runs.directory import describe_epoch, make_config
 
     epochs, output, optimizer = options.training.epochs, options.output, options.optimizer
-    # Where the learning rate changes, it is by the share of all epochs that are done.
-    changes = optimizer.schedule != "constant" or optimizer.warmup
-    config = make_config(
-        options,
-        data="synthetic digits" if data.synthetic else "MNIST",
-        init=start.init,
-        scheduled_epochs=epochs if changes else None,
-    )
+    identity: dict[str, Any] = {"data": "synthetic digits" if data.synthetic else "MNIST"}
+    if optimizer.schedule != "constant" or optimizer.warmup:  # by the share of all epochs
+        identity["scheduled_epochs"] = epochs
+    if start.init:  # else any: they are in the checkpoint
+        identity["init"] = start.init
+    config = make_config(options, **identity)
     distributed = options.processes.distributed
     if distributed:
         programs.agree(config["identity"] | {"epochs": epochs, "resume": output.resume})
@@ -151,13 +146,7 @@ def find_state(options: Options, data: Data, start: Any, directory: RunDirectory
 
 
 def run_epochs(
-    train_epoch: Callable[..., Any],
-    test: Callable[[Any], Any],
-    state: Any,
-    order: Callable[[int], Any],
-    epochs: range,
-    directory: RunDirectory | None,
-    clock: Clock,
+    train_epoch: Any, test: Any, state: Any, order: Any, epochs: range, directory: Any, clock: Clock
 ) -> None:
     """Train and test, epoch after epoch."""
     import numpy as np
@@ -186,7 +175,7 @@ def run_epochs(
                 clock.lap("save")
 
 
-def draw(out: Path, test: Dataset) -> None:
+def draw(directory: RunDirectory, data: Data) -> None:
     """Draw the figures of the finished run."""
     import numpy as np
 
@@ -194,29 +183,24 @@ def draw(out: Path, test: Dataset) -> None:
     from jaxmnist.predict import evaluate_model
     from jaxmnist.runs.directory import read_run
 
-    run, images, labels = read_run(out), np.asarray(test.images), np.asarray(test.labels)
-    probabilities = evaluate_model(run.params, test).probabilities
+    run, (images, labels) = read_run(directory.path), map(np.asarray, data.test)
+    probabilities = evaluate_model(run.params, data.test).probabilities
     figures = run_figures(run.records, run.losses, run.params, images, labels, probabilities)
     for name, figure in figures.items():
-        save_figure(figure, out / name)
+        save_figure(figure, directory.path / name)
 
 
-def report(
-    options: Options, data: Data, steps: int, images: int, mesh: Any, device: Any, clock: Clock
-) -> None:
+def report(options: Options, data: Data, work: str, images: int, clock: Clock) -> None:
     """The closing summary."""
-    epochs, out = options.training.epochs, options.output.out
-    count = f"{mesh.size} devices" if mesh else "1 device"
-    print(f"\nTrained for {epochs} x {steps} steps on {count} ({device.platform})")
-    print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in clock.seconds.items()))
+    out, seconds = options.output.out, clock.seconds
+    print(f"\nTrained for {work}")
+    print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
     if images:
-        print(f"  {images / clock.seconds['train']:,.0f} images per second in training")
+        print(f"  {images / seconds['train']:,.0f} images per second in training")
     else:
         print("  nothing left to train; a larger --epochs trains further")
-    if out:
-        print(f"  options, metrics, checkpoints and weights in {out}")
-    else:
-        print("  the model is not kept; --out DIRECTORY keeps it")
+    kept = f"options, metrics, checkpoints and weights in {out}" if out else None
+    print(f"  {kept or 'the model is not kept; --out DIRECTORY keeps it'}")
     if data.missing:
         print(o.WARNING)
 

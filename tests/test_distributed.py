@@ -41,7 +41,7 @@ def test_two_processes_train_and_go_on_as_one(tmp_path):
         (code, stdout, said), (other, silent, _) = run(tmp_path / "two", "--epochs", epochs)
         assert (code, other) == (0, 0), said
         assert f"Epoch {epochs}/{epochs}" in stdout
-        assert "2 devices" in stdout
+        assert "on 2 x cpu" in stdout
         assert "Epoch" not in silent
     one, two = (read_run(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_allclose(one.losses, two.losses, rtol=0, atol=1e-5)

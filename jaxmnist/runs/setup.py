@@ -79,7 +79,7 @@ class Start(NamedTuple):
     shapes: TrainState  # of the first state, with shapes and dtypes for arrays
     make_state: Callable[[], TrainState]  # computes it
     order: Callable[[int], Int32[AnyArray, " n"]]  # of an epoch, from 0: its examples' indices
-    init: str | None  # the sha256 of the parameters in the file that was named
+    init: str | None  # of the sha256 of the parameters in the file that was named
 
 
 def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
@@ -103,7 +103,8 @@ def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
         found, expected = (jax.tree.map(np.shape, x) for x in (params, traced.out_info.params))
         if found != expected:
             raise UsageError(f"--init {options.init}: the weights have other sizes than --hidden")
-        digest = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(params))).hexdigest()
+        content = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(params))
+        digest = hashlib.sha256(content).hexdigest()[:16]
 
     def make_state() -> TrainState:
         # XLA's full optimisation of what runs for 1 ms takes it 0.6 s longer, for equal bits.
