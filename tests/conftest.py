@@ -28,11 +28,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as scripts/_cli.py does, which comes
 
 import jax  # noqa: E402
 
-from jaxmnist import datasets  # noqa: E402
 from jaxmnist.data import Dataset  # noqa: E402
-from jaxmnist.datasets import synthetic  # noqa: E402
 from jaxmnist.datasets.mnist import FILES, load_mnist  # noqa: E402
-from tests.helpers import run_script  # noqa: E402
+from tests.helpers import run_script, use_few_digits  # noqa: E402
 
 # Not everything here is a test: the others are programs and what is shared.
 collect_ignore_glob = ["[!tc]*.py", "stress/*"]
@@ -128,24 +126,10 @@ def blank_dir(tmp_path) -> Path:
     return directory
 
 
-@functools.cache
-def _digits() -> tuple[Dataset, Dataset]:
-    """1,000 synthetic digits to train with and 500 to test with, each digit equally often."""
-    labels = np.random.default_rng(0).permutation(np.arange(1500, dtype=np.int32) % 10)
-    images = np.asarray(jax.jit(synthetic.draw_digits)(jax.random.key(0), labels))
-    return Dataset(images[:1000], labels[:1000]), Dataset(images[1000:], labels[1000:])
-
-
-def _use_few_digits(patch: pytest.MonkeyPatch) -> None:
-    for module in (datasets, synthetic):
-        patch.setattr(module, "load_synthetic", lambda seed=0, **_: _digits())
-
-
 @pytest.fixture
 def few_digits(monkeypatch) -> tuple[Dataset, Dataset]:
     """`--dataset synthetic` and load_synthetic() are 1,000 and 500 digits for this test."""
-    _use_few_digits(monkeypatch)
-    return _digits()
+    return use_few_digits(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +137,7 @@ def trained_run(tmp_path_factory) -> Path:
     """A run of scripts/train.py on the few digits, 85 % of which it reads. Do not write to it."""
     out = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        _use_few_digits(patch)
+        use_few_digits(patch)
         options = "--dataset synthetic --optimizer adam --learning-rate 0.003 --epochs 5"
         assert run_script("train.py", *options.split(), "--out", out) == 0
     return out

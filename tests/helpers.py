@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxmnist import Dataset, datasets
+from jaxmnist.datasets import synthetic
+
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "scripts" / "train.py"
 SWEEP = ROOT / "scripts" / "sweep.py"
@@ -67,6 +70,20 @@ def run_script(name: str, *options: object) -> int:
             for helper in path.parent.glob("_*.py"):  # another directory's may be others
                 sys.modules.pop(helper.stem, None)
     return stop.value.code
+
+
+@functools.cache
+def _digits() -> tuple[Dataset, Dataset]:
+    labels = np.random.default_rng(0).permutation(np.arange(1500, dtype=np.int32) % 10)
+    images = np.asarray(jax.jit(synthetic.draw_digits)(jax.random.key(0), labels))
+    return Dataset(images[:1000], labels[:1000]), Dataset(images[1000:], labels[1000:])
+
+
+def use_few_digits(patch: pytest.MonkeyPatch) -> tuple[Dataset, Dataset]:
+    """Let the synthetic digits be 1,000 to train with and 500 to test with, as often each."""
+    for module in (datasets, synthetic):
+        patch.setattr(module, "load_synthetic", lambda seed=0, say=None: _digits())
+    return _digits()
 
 
 def refused(result: tuple[int, str, str], code: int, *words: str) -> None:

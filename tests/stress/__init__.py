@@ -1,4 +1,4 @@
-"""Programs that kill training runs, let their system calls fail, and damage the files they read.
+"""Programs that kill runs and sweeps, and damage the files that they read.
 
-`python -m tests.stress.crash`, `.faults`, `.sweeps` and `.fuzz`, each with `--help`.
+`python -m tests.stress.crash`, `.sweeps` and `.fuzz`, each with `--help`.
 """
