@@ -98,6 +98,6 @@ def to_page(params: Params) -> str:
     sizes = layer_sizes(params)
     arrays = to_state_dict(params).values()  # a layer's weight, its bias, the next layer's weight
     content = b"".join(value.astype("<f4").tobytes() for value in arrays)
-    page = importlib.resources.files("jaxmnist").joinpath("page.html").read_text("utf-8")
+    page = importlib.resources.files("jaxmnist.pictures").joinpath("page.html").read_text("utf-8")
     page = page.replace("{{sizes}}", "-".join(map(str, sizes)))
     return page.replace("{{weights}}", base64.encodebytes(content).decode())

@@ -260,3 +260,21 @@ def load(options: DataOptions, seed: int) -> "Data":
         print(line, file=sys.stderr, flush=True)
 
     return load_data(options.dataset, options.data_dir, seed, say=say)
+
+
+def load_model(path: Path) -> tuple[dict[str, Any], bool | None]:
+    """The parameters in a run or a weights file; whether it trained on synthetic digits, if known.
+
+    stderr says where the run is not finished.
+    """
+    from jaxmnist.pictures import load_reader
+    from jaxmnist.runs.directory import read_run
+
+    params = load_reader(path).params
+    if not path.is_dir():
+        return params, None
+    run = read_run(path)
+    if not run.finished:
+        epochs = f"{len(run.records)} of {run.config['options']['epochs']} epochs"
+        print(f"Note: {path}: not finished, these are the weights after {epochs}", file=sys.stderr)
+    return params, run.config["identity"].get("data") != "MNIST"

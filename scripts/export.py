@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from _options import local_path, weights
+from _options import load_model, local_path, weights
 
 FILES = {"safetensors": "weights.safetensors", "stablehlo": "model.stablehlo", "onnx": "model.onnx"}
 FILES["page"] = "sketchpad.html"
@@ -42,12 +42,13 @@ def main(options: Options) -> None:
 
     from jaxmnist import JaxmnistError, export
     from jaxmnist.files import atomic_write
-    from jaxmnist.predict import load_model
+    from jaxmnist.runs.programs import find_device
+    from jaxmnist.weights import layer_sizes
 
-    jax.config.update("jax_platforms", "cpu")  # wakes no accelerator: nothing is computed
+    find_device("cpu")  # wakes no accelerator: nothing is computed
     # Without this the program would name the Python files on this machine that made it.
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    model, params = load_model(options.weights)
+    params, _ = load_model(options.weights)
     try:
         contents = {name: getattr(export, f"to_{name}")(params) for name in options.formats}
     except ModuleNotFoundError as error:
@@ -56,7 +57,7 @@ def main(options: Options) -> None:
             f"this needs {error.name}: {hint}, or leave out its --formats"
         ) from error
     options.out.mkdir(parents=True, exist_ok=True)
-    print(f"Exporting {'-'.join(map(str, (784, *model.hidden, 10)))} to {options.out}:")
+    print(f"Exporting {'-'.join(map(str, layer_sizes(params)))} to {options.out}:")
     for name, content in contents.items():
         content = content.encode() if isinstance(content, str) else content
         with atomic_write(options.out / FILES[name]) as file:

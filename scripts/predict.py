@@ -11,15 +11,16 @@ import _cli as cli
 # isort: split
 import contextlib
 import dataclasses
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from _options import file_type, weights
+from _options import file_type, load_model, weights
 from _output import printable
 
 BAR = 40  # characters that a probability of 1 takes
-CREATOR = "jaxmnist scripts/predict.py"  # a plot with this name in it may be made again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Options:
     weights: Path = weights()
     images: tuple[Path, ...] = cli.option(
         help="Pictures of one digit each, dark on light or light on dark: PNG, JPEG, WebP, GIF, "
-        "BMP, TIFF, PPM or, where Pillow has it, AVIF.",
+        "BMP, TIFF, PPM or, where Pillow has it, AVIF; - reads one from stdin.",
         metavar="IMAGE",
         positional=True,
     )
@@ -42,56 +43,53 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Load the weights, read every picture, then predict; the first that cannot be read ends it."""
-    import jax
+    """Read picture by picture; the exit code is 1 if one cannot be read or is blank."""
     import numpy as np
 
-    from jaxmnist.doubt import doubt
-    from jaxmnist.files import check_output
+    from jaxmnist.pictures import Reader
     from jaxmnist.plots import probability_figure, save_figure
-    from jaxmnist.predict import load_model, predict, read_image
+    from jaxmnist.runs.programs import find_device
 
-    jax.config.update("jax_platforms", "cpu")  # less work than waking an accelerator
+    find_device("cpu")  # less work than waking an accelerator
     if options.plot:
         import matplotlib.figure  # noqa: F401  (missed now rather than after the work)
-
-        check_output("--plot", options.plot, CREATOR.encode())
-    model, params = load_model(options.weights)
-    with libraries_silenced():
-        images = np.stack([read_image(path) for path in options.images])
-    probabilities = np.asarray(predict(model.apply, params, images))
-    doubts = [doubt(image, row) for image, row in zip(images, probabilities, strict=True)]
-    if options.plot:
-        names = [printable(path.name) for path in options.images]
-        figure = probability_figure(images, probabilities, names)
-        save_figure(figure, options.plot)
+    reader = Reader(load_model(options.weights)[0])
+    results = [read(reader, path) for path in options.images]
+    good = [result for result in results if result["digit"] is not None]
+    if options.plot and good:
+        images, chances = (np.stack([r[k] for r in good]) for k in ("seen", "probabilities"))
+        names = [printable(Path(result["image"]).name) for result in good]
+        save_figure(probability_figure(images, chances, names), options.plot)
     if options.json:
-        results = [
-            {
-                "image": str(path),
-                "digit": int(row.argmax()),
-                "probabilities": row.tolist(),
-                "doubt": reason,
-            }
-            for path, row, reason in zip(options.images, probabilities, doubts, strict=True)
-        ]
-        print(json.dumps(results, indent=1, allow_nan=False))
-        return
-    blocks = can_print("█▏")
-    for path, row, reason in zip(options.images, probabilities, doubts, strict=True):
-        print(f"{printable(path)}: {row.argmax()}")
-        if reason:
-            print(f"  probably no single digit: {reason}")
-        print("\n".join(bars(row, blocks)), flush=True)
+        shown = [{k: v for k, v in result.items() if k != "seen"} for result in results]
+        print(json.dumps(shown, indent=1, allow_nan=False))
+    else:
+        print("\n".join(map(describe, results)))
+    sys.exit(int(len(good) < len(results)))
+
+
+def read(reader: Any, path: Path) -> dict[str, Any]:
+    """What is said of one picture; `error` says why it cannot be read."""
+    from jaxmnist.errors import DataError
+
+    found = {"image": str(path), "digit": None, "probabilities": None, "doubt": None, "why": None}
+    try:
+        with silenced():  # libtiff itself writes about damaged files
+            source = io.BytesIO(sys.stdin.buffer.read()) if str(path) == "-" else path
+            digit, chances, doubt, why, image = reader.read(source)
+    except (DataError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return found | {"error": str(reason).removeprefix(f"{path}: ")}
+    found |= {"digit": digit, "doubt": doubt, "why": why, "error": None, "seen": image}
+    return found | {"probabilities": chances.tolist() if digit is not None else None}
 
 
 @contextlib.contextmanager
-def libraries_silenced() -> Iterator[None]:
-    """Nothing is written to stderr by C code: libtiff does so about damaged files."""
-    sys.stderr.flush()
+def silenced() -> Iterator[None]:
+    """C code writes nothing to stderr."""
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
-        os.dup2(nowhere, 2)
         yield
     finally:
         os.dup2(before, 2)
@@ -99,26 +97,18 @@ def libraries_silenced() -> Iterator[None]:
         os.close(nowhere)
 
 
-def bars(probabilities: Sequence[float], blocks: bool) -> list[str]:
-    """A line for each class: its number, a bar, its probability."""
-    lines = []
-    for digit, probability in enumerate(probabilities):
-        if blocks:
-            whole, eighths = divmod(round(probability * BAR * 8), 8)
-            bar = "█" * whole + " ▏▎▍▌▋▊▉"[eighths]
-        else:
-            bar = "#" * round(probability * BAR)
-        lines.append(f"  {digit}  {bar:{BAR}} {probability:6.1%}")
-    return lines
-
-
-def can_print(text: str) -> bool:
-    """Whether stdout's encoding has these characters."""
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
+def describe(result: dict[str, Any]) -> str:
+    """The result for a reader: a line and, for each digit, a bar."""
+    name, doubt = printable(result["image"]), result["doubt"]
+    if result["digit"] is None:
+        return f"{name}: {printable(result['error'] or result['why'])}"
+    words = {"uncertain": "; uncertain: ", "no_digit": "; probably no single digit: "}
+    lines = [f"{name}: {result['digit']}{words[doubt] + result['why'] if doubt else ''}"]
+    for digit, chance in enumerate(result["probabilities"]):
+        whole, eighths = divmod(round(chance * BAR * 8), 8)
+        bar = "█" * whole + " ▏▎▍▌▋▊▉"[eighths]
+        lines.append(f"  {digit}  {bar:{BAR}} {chance:6.1%}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

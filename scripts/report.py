@@ -86,7 +86,7 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
 
     from jaxmnist.metrics import confusion_matrix
     from jaxmnist.plots import mistake_grid, weight_grid
-    from jaxmnist.predict import evaluate_model
+    from jaxmnist.pictures.predict import evaluate_model
 
     data = run.config["identity"]["data"]
     test = load_test(data, run.config["options"]["seed"], data_dir)

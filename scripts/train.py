@@ -180,7 +180,7 @@ def draw(directory: RunDirectory, data: Data) -> None:
     import numpy as np
 
     from jaxmnist.plots import run_figures, save_figure
-    from jaxmnist.predict import evaluate_model
+    from jaxmnist.pictures.predict import evaluate_model
     from jaxmnist.runs.directory import read_run
 
     run, (images, labels) = read_run(directory.path), map(np.asarray, data.test)

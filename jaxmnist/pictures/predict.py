@@ -1,0 +1,229 @@
+"""Any picture of a digit as an MNIST image, what a model makes of it, and whether to believe it.
+
+MNIST's own making (Y. LeCun, http://yann.lecun.com/exdb/mnist/): black and white digits were scaled
+to fit into a 20x20 box with their aspect ratio kept, anti-aliased, and placed so that the centre of
+mass is the centre of the 28x28 image. `centre` does that to the strokes of `find_strokes`.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int, UInt8
+from scipy import ndimage
+
+from jaxmnist.data import Dataset
+from jaxmnist.errors import DataError
+from jaxmnist.metrics import confusion_matrix
+from jaxmnist.model import MLP
+from jaxmnist.pictures.picture import Source, read_picture
+from jaxmnist.pictures.strokes import BOX, find_strokes
+from jaxmnist.transforms import preprocess
+from jaxmnist.types import AnyArray, Params
+from jaxmnist.weights import layer_sizes, load_weights
+
+SIDE = 28  # pixels of an MNIST image
+FAINT = 0.25  # ink below this share of the darkest does not count for a digit's extent
+INK = 100  # of 255, from which a pixel counts as ink for `doubt`
+UNSURE = 0.8  # the model is unsure below this probability
+Doubt = Literal["uncertain", "no_digit"]
+
+
+class Reading(NamedTuple):
+    """What a model makes of a picture."""
+
+    digit: int | None  # None in a blank picture
+    probabilities: Float32[np.ndarray, " 10"]
+    doubt: Doubt | None  # "uncertain": which digit? "no_digit": probably not a single digit
+    why: str | None  # the doubt in a few words
+    image: UInt8[np.ndarray, "28 28"]  # what the model was given, white (255) on black (0)
+
+
+class Reader(NamedTuple):
+    """Reads pictures of one digit each by a model."""
+
+    params: Params
+
+    def read(self, source: Source) -> Reading:
+        """The digit in a picture: a path, a binary file, a PIL image or an array.
+
+        Raises what `read_picture` raises. A blank picture is no error: its digit is None.
+        """
+        image = read_image(source)
+        if not image.any():
+            why = "it is blank: nothing stands out from its background"
+            return Reading(None, np.zeros(10, np.float32), "no_digit", why, image)
+        chances = np.exp(log_probabilities(self.params, image[None])[0])
+        return Reading(int(chances.argmax()), chances, *doubt(image, chances), image)
+
+
+def load_reader(path: str | os.PathLike[str]) -> Reader:
+    """A reader with the model in a run's directory (`scripts/train.py --out`) or a weights file.
+
+    Raises a DataError where it is damaged, no model of 28x28 digits or a run that is not finished,
+    and an OSError where it cannot be read.
+    """
+    if Path(path, "config.json").exists() and not Path(path, "weights.safetensors").exists():
+        resume = f"scripts/train.py --out {os.fspath(path)} --resume"
+        raise DataError(f"{path}: the run is not finished; wait for it, or go on with {resume}")
+    params = load_weights(path)
+    try:
+        layer_sizes(params)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return Reader(params)
+
+
+def log_probabilities(
+    params: Params, images: UInt8[AnyArray, "n 28 28"]
+) -> Float32[np.ndarray, "n classes"]:
+    """The logarithm of each class's probability for each image.
+
+    It is the same for a model that ends in a log-softmax, which leaves its own result as it is.
+    """
+    with jax.default_matmul_precision("highest"):  # as in training
+        return np.asarray(_log_probabilities(params, images))
+
+
+@jax.jit
+def _log_probabilities(
+    params: Params, images: UInt8[AnyArray, "n 28 28"]
+) -> Float[Array, "n classes"]:
+    return jax.nn.log_softmax(MLP(layer_sizes(params)[1:-1]).apply(params, preprocess(images)))
+
+
+class ModelMetrics(NamedTuple):
+    """What a model makes of a test set of n images."""
+
+    loss: float  # mean cross-entropy, in nats
+    accuracy: float
+    confusion: Int[np.ndarray, "classes classes"]  # [i, j] counts images of i predicted as j
+    probabilities: Float[np.ndarray, "n classes"]
+
+
+def evaluate_model(params: Params, test: Dataset) -> ModelMetrics:
+    """Evaluate the `MLP` of these parameters on every test image, and keep the probabilities.
+
+    Raises a DataError as `layer_sizes` does.
+    """
+    found, labels = log_probabilities(params, test.images), np.asarray(test.labels)
+    loss = -found[np.arange(len(labels)), labels].mean(dtype=np.float64)
+    confusion = confusion_matrix(labels, found.argmax(axis=1), found.shape[1])
+    return ModelMetrics(
+        float(loss), float(confusion.trace() / confusion.sum()), confusion, np.exp(found)
+    )
+
+
+def read_image(source: Source) -> UInt8[np.ndarray, "28 28"]:
+    """The digit in a picture as an MNIST image, white (255) on black (0); 0 if it is blank."""
+    ink = find_strokes(read_picture(source))
+    return centre(ink) if ink.any() else np.zeros((SIDE, SIDE), np.uint8)
+
+
+def doubt(
+    image: UInt8[np.ndarray, "28 28"], probabilities: Float[np.ndarray, " classes"]
+) -> tuple[Doubt | None, str | None]:
+    """Whether to doubt a reading, and why: plain rules on what the model is given and says.
+
+    A model that knows ten digits calls everything one of them. "no_digit" is for what is probably
+    not a single one: two digits, a dash, a cross, a frame, a spot, most scribbles (not a tick or a
+    heart). "uncertain" means that the model is not sure which digit it is.
+
+    Args:
+        image: as `read_image` gives it, not blank.
+        probabilities: the model's.
+    """
+    ink, sure = image >= INK, float(probabilities.max())
+    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    ink, grey = ink[box], image[box].astype(float)
+    ratio, share, holes = ink.shape[1] / ink.shape[0], ink.mean(), _holes(ink)
+    symmetric = min(_alike(grey, grey[::-1]), _alike(grey, grey[:, ::-1])) > 0.6
+    for reason, holds in (
+        ("two things stand side by side", _side_by_side(ink)),
+        ("it is wider than a digit", ratio > 1.4 or (ratio > 1.1 and sure < 0.95)),
+        ("its lines cross too often, as in a scribble", len(holes) >= 3),
+        ("it is a frame", ratio > 0.5 and share + sum(holes) > 0.93 and sum(holes) > 0.35),
+        ("it is a spot", ratio > 0.5 and share > 0.74),
+        ("it is symmetric as a cross is", ratio > 0.5 and not holes and symmetric),
+    ):
+        if holds:
+            return "no_digit", reason
+    return ("uncertain", "the model is not sure") if sure < UNSURE else (None, None)
+
+
+def _side_by_side(ink: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether two connected parts, each more than 0.12 of the ink, share half of the height."""
+    parts, count = ndimage.label(ink, np.ones((3, 3)))
+    tall = [(parts == n).any(axis=1) for n in range(1, count + 1)
+            if (parts == n).sum() > 0.12 * ink.sum()]  # fmt: skip
+    return any((a & b).sum() > 0.5 * len(a) for k, a in enumerate(tall) for b in tall[:k])
+
+
+def _holes(ink: Bool[np.ndarray, "h w"]) -> list[float]:
+    """The share of the area that each hole of at least two pixels takes."""
+    holes = ndimage.label(ndimage.binary_fill_holes(ink) & ~ink)[0]
+    return [n / ink.size for n in np.bincount(holes.ravel())[1:].tolist() if n >= 2]
+
+
+def _alike(a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"]) -> float:
+    """The correlation of two orders of the same numbers."""
+    return float(((a - a.mean()) * (b - b.mean())).sum() / (a.var() * a.size + 1e-12))
+
+
+def centre(ink: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
+    """Ink, on paper that is 0, as an image by MNIST's conventions. Pure.
+
+    The rule, in float64. Pixel `[i, j]` is the square from `(i, j)` to `(i + 1, j + 1)`, and
+    `round(x)` is `floor(x + 0.5 + 1e-6)`: halves go up, whatever the last bits are.
+
+    1. The extent: rows `y0 <= i < y1` and columns `x0 <= j < x1`, the smallest rectangle with
+       every pixel of at least `FAINT` times the largest one.
+    2. The scale: `s = max(y1 - y0, x1 - x0) / 20` old pixels are one new pixel.
+    3. The centre of mass of all ink: `cy = sum(ink[i, j] * (i + 0.5)) / sum(ink)`, `cx` alike.
+    4. The place: the extent's upper left corner becomes that of the new pixel `[top, left]`, with
+       `top = round(14.5 - (cy - y0) / s)`, so that the centre of mass lies in the middle of new
+       pixel 14, give or take half of one; limited to `0 .. 28 - round((y1 - y0) / s)` so that the
+       extent stays inside. `left` alike, with `cx`, `x0` and `x1`.
+    5. The pixels: new pixel `[r, c]` is the mean ink of the square that it covers, rows
+       `y0 + (r - top) * s` to `y0 + (r - top + 1) * s` and columns alike, where old pixels count
+       by the part of them inside, and outside of the old image there is no ink.
+    6. The grey levels: `round(255 * pixel / max(pixels))`.
+
+    An MNIST image comes back as it is, but for one whose largest grey level is 254.
+
+    Raises:
+        ValueError: there is no ink, or a value is negative or not finite.
+    """
+    if not (ink.size and np.isfinite(ink).all() and ink.min() >= 0 and ink.max() > 0):
+        raise ValueError("ink must be finite, at least 0, and above 0 somewhere")
+    ink = ink.astype(np.float64)
+    inside = ink >= FAINT * ink.max()
+    extents = [(np.flatnonzero(inside.any(axis))[[0, -1]] + [0, 1]).tolist() for axis in (1, 0)]
+    scale = max(end - start for start, end in extents) / BOX
+    rows, columns = (
+        _windows(ink.sum(axis), start, end, scale)
+        for axis, (start, end) in zip((1, 0), extents, strict=True)
+    )
+    pixels = rows @ ink @ columns.T
+    return np.floor(pixels * (255 / pixels.max()) + (0.5 + 1e-6)).astype(np.uint8)
+
+
+def _windows(
+    mass: Float64[np.ndarray, " n"], start: int, end: int, scale: float
+) -> Float64[np.ndarray, "28 n"]:
+    """Along one axis, the share that each old pixel has in each new one; `mass` is its ink."""
+    old = np.arange(len(mass))
+    centre = mass @ (old + 0.5) / mass.sum()
+    most = SIDE - _round((end - start) / scale)
+    first = min(max(_round(SIDE / 2 + 0.5 - (centre - start) / scale), 0), most)
+    edges = start + (np.arange(SIDE + 1)[:, None] - first) * scale
+    overlap = np.minimum(edges[1:], old + 1) - np.maximum(edges[:-1], old)
+    return np.maximum(overlap, 0) / scale
+
+
+def _round(x: float) -> int:
+    return math.floor(x + 0.5 + 1e-6)
