@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxmnist.errors import UsageError
-
 # What a file system says that cannot flush: network shares, FUSE, some containers.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTTY}
 
@@ -77,29 +75,3 @@ def _flush_directory(directory: Path) -> None:
             _flush(number)
         finally:
             os.close(number)
-
-
-def check_output(option: str, path: Path, mark: bytes) -> None:
-    """Refuse, before any work, a file that cannot be written or that another program made.
-
-    So a command can be run again, and no other file is ever lost. Raises a UsageError.
-
-    Args:
-        option: the option that names the file, for the message.
-        path: where it is to be.
-        mark: what the caller's own files have within 64 kB of their beginning or end.
-    """
-    directory = path.absolute().parent
-    if not (directory.is_dir() and os.access(directory, os.W_OK)):
-        raise UsageError(f"{option} {path}: {directory} is no directory that can be written to")
-    if not os.path.lexists(path):
-        return
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-            file.seek(max(0, os.path.getsize(path) - (1 << 16)))
-            if mark in head or mark in file.read():
-                return
-    raise UsageError(
-        f"{option} {path}: already exists and was made by something else; name a new file"
-    )

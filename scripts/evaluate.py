@@ -55,7 +55,7 @@ def main(options: Options) -> None:
     find_device("cpu")  # less work than waking an accelerator
     params, synthetic = load_model(options.weights)
     if options.pictures:
-        return evaluate_pictures(params, options)
+        return evaluate_pictures(params, options.pictures, options)
     chosen = options.data
     if synthetic is False and chosen.dataset == "auto":  # MNIST's model is tested on nothing else
         chosen = dataclasses.replace(chosen, dataset="mnist")
@@ -107,7 +107,7 @@ Confusion matrix: a row is a true digit, a column the predicted one.
 {markdown(matrix)}"""
 
 
-def evaluate_pictures(params: Any, options: Options) -> None:
+def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
     """The accuracy by kind of picture, and a sheet of those that are misread."""
     import numpy as np
     import tqdm
@@ -117,14 +117,14 @@ def evaluate_pictures(params: Any, options: Options) -> None:
     from jaxmnist.plots import contact_sheet, save_figure
 
     reader, right, wrong = Reader(params), dict[str, list[bool]](), list[tuple[Any, str]]()
-    for path, label, kind in tqdm.tqdm(find_pictures(options.pictures), leave=False, disable=None):
+    for path, label, kind in tqdm.tqdm(find_pictures(directory), leave=False, disable=None):
         reading = reader.read(path)
         for name in ("all", kind):
             right.setdefault(name, []).append(reading.digit == label)
         if reading.digit != label:
             said = "blank" if reading.digit is None else f"read as {reading.digit}"
             wrong.append((reading.image, f"{printable(path.name)[-16:]}\n{label}, {said}"))
-    kinds = []
+    kinds = list[dict[str, Any]]()
     for kind, found in right.items():
         low, high = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
         share = sum(found) / len(found)
@@ -132,7 +132,9 @@ def evaluate_pictures(params: Any, options: Options) -> None:
                       "accuracy_interval": [low, high]})  # fmt: skip
     if options.plot:
         images, titles = np.array([image for image, _ in wrong]), [title for _, title in wrong]
-        heading = f"{len(wrong)} of {len(right['all'])} pictures are misread; as the model sees them"
+        heading = (
+            f"{len(wrong)} of {len(right['all'])} pictures are misread; as the model sees them"
+        )
         save_figure(contact_sheet(images, titles, heading), options.plot)
     if options.json:
         return print(json.dumps({"weights": str(options.weights), "kinds": kinds}))

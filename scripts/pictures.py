@@ -37,8 +37,8 @@ def main(options: Options) -> None:
 
     from jaxmnist import load_mnist
     from jaxmnist.datasets import load_synthetic
-    from jaxmnist.plots import digit_grid, run_figures
     from jaxmnist.pictures.predict import evaluate_model
+    from jaxmnist.plots import digit_grid, run_figures
     from jaxmnist.runs.directory import read_run
 
     run, (_, test) = read_run(options.run), load_mnist(options.data.data_dir)

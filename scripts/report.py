@@ -85,8 +85,8 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
     import numpy as np
 
     from jaxmnist.metrics import confusion_matrix
-    from jaxmnist.plots import mistake_grid, weight_grid
     from jaxmnist.pictures.predict import evaluate_model
+    from jaxmnist.plots import mistake_grid, weight_grid
 
     data = run.config["identity"]["data"]
     test = load_test(data, run.config["options"]["seed"], data_dir)

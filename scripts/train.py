@@ -179,8 +179,8 @@ def draw(directory: RunDirectory, data: Data) -> None:
     """Draw the figures of the finished run."""
     import numpy as np
 
-    from jaxmnist.plots import run_figures, save_figure
     from jaxmnist.pictures.predict import evaluate_model
+    from jaxmnist.plots import run_figures, save_figure
     from jaxmnist.runs.directory import read_run
 
     run, (images, labels) = read_run(directory.path), map(np.asarray, data.test)

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from jaxmnist import MLP, preprocess
-from jaxmnist.doubt import doubt
 from jaxmnist.export import to_page
-from jaxmnist.predict import centre
+from jaxmnist.pictures.predict import centre
 from jaxmnist.weights import layer_sizes
-from tests.test_doubt import THINGS, drawn
 from tests.test_export import draw, train_an_epoch
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -150,19 +148,6 @@ def test_it_centres_as_predict_does(visit):
     for ink, image in zip(drawings, found, strict=True):
         expected = centre(ink.astype(np.float32)).astype(int).ravel()
         np.testing.assert_allclose(image, expected, rtol=0, atol=1)
-
-
-def test_it_doubts_as_predict_does(visit, mnist):
-    images = [*map(drawn, THINGS.values()), *mnist[1].images[:500]]
-    chances = [np.full(10, 0.01) + 0.9 * np.eye(10)[k % 10] for k in range(len(images))]
-    cases = [
-        [image.ravel().tolist(), row.tolist()] for image, row in zip(images, chances, strict=True)
-    ]
-    found = evaluate(
-        visit(), "cases => cases.map(([image, row]) => jaxmnist.doubt(image, row))", cases
-    )
-    assert found == [doubt(image, row) for image, row in zip(images, chances, strict=True)]
-    assert len(set(found)) == len(THINGS) + 2  # and none, and an 8 that is not closed
 
 
 def test_it_says_that_a_dash_is_no_digit(visit):

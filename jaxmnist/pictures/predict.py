@@ -7,6 +7,7 @@ mass is the centre of the 28x28 image. `centre` does that to the strokes of `fin
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -85,14 +86,14 @@ def log_probabilities(
     It is the same for a model that ends in a log-softmax, which leaves its own result as it is.
     """
     with jax.default_matmul_precision("highest"):  # as in training
-        return np.asarray(_log_probabilities(params, images))
+        return np.asarray(_log_probabilities(layer_sizes(params)[1:-1], params, images))
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=0)
 def _log_probabilities(
-    params: Params, images: UInt8[AnyArray, "n 28 28"]
+    hidden: tuple[int, ...], params: Params, images: UInt8[AnyArray, "n 28 28"]
 ) -> Float[Array, "n classes"]:
-    return jax.nn.log_softmax(MLP(layer_sizes(params)[1:-1]).apply(params, preprocess(images)))
+    return jax.nn.log_softmax(MLP(hidden).apply(params, preprocess(images)))
 
 
 class ModelMetrics(NamedTuple):

@@ -1,7 +1,6 @@
 """MNIST images as pictures of other kinds: enlarged, shifted, coloured, compressed, photographed.
 
-What a model must be able to read that is given pictures by people; scripts/robustness.py measures
-how much worse it gets.
+What a model must be able to read that is given pictures by people.
 """
 
 import tempfile
@@ -14,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from jaxmnist.photos import read_or_blank
+from jaxmnist.pictures.predict import read_image
 
 Digit: TypeAlias = UInt8[np.ndarray, "28 28"]
 PNG, JPEG = {"format": "PNG"}, {"format": "JPEG"}
@@ -28,7 +27,7 @@ def through_a_file(name: str, image: Digit, seed: tuple[int, int]) -> Digit:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "picture")
         picture.save(path, **options)
-        return read_or_blank(path)
+        return read_image(path)
 
 
 def shifted(image: Digit, rng: np.random.Generator) -> Made:
