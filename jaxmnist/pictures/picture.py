@@ -1,4 +1,4 @@
-"""A picture of any kind as grey levels: a file, a PIL image or an array, upright, of working size."""
+"""A picture of any kind as grey levels: a file, a PIL image or an array, at a working size."""
 
 import contextlib
 import io
