@@ -17,7 +17,7 @@ from jaxmnist.types import AnyArray
 
 
 def confusion_matrix(
-    labels: Int[AnyArray, " n"], predictions: Int[AnyArray, " n"], classes: int = 10
+    labels: Int[AnyArray, " n"], predictions: Int[AnyArray, " n"], classes: int
 ) -> Int64[np.ndarray, "classes classes"]:
     """How many examples of class i (rows) were predicted as class j (columns).
 

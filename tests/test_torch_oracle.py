@@ -136,22 +136,15 @@ def test_persistent_workers():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_legacy_loader(seed):
-    torch.manual_seed(seed)
-    generator = TorchGenerator(seed)
-    for _ in range(2):
-        torch_u64()
-        expected = torch.randperm(60_000).numpy()
-        np.testing.assert_array_equal(loader_order(generator, 60_000, legacy=True), expected)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_randperm(seed):
+def test_randperm_and_the_legacy_loader(seed):
     torch.manual_seed(seed)
     generator = TorchGenerator(seed)
     for n in (0, 1, 2, 3, 10, 1000, 60_000):
         np.testing.assert_array_equal(generator.randperm(n), torch.randperm(n).numpy())
         assert generator.u64() & (2**63 - 1) == torch_u64()
+    torch_u64()
+    expected = torch.randperm(60_000).numpy()
+    np.testing.assert_array_equal(loader_order(generator, 60_000, legacy=True), expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -189,14 +182,14 @@ def test_linear_layers_of_other_sizes(sizes):
 # Transforms.
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
-def test_transforms_of_every_byte(wrap, array):
+def test_transforms_of_every_byte():
     byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     unit = torch.from_numpy(byte).to(torch.float32).div(255)
-    np.testing.assert_array_equal(wrap(to_tensor)(array(byte)), unit.numpy())
-    both = wrap(lambda images: normalize(to_tensor(images)))(array(byte))
-    np.testing.assert_array_equal(both.reshape(1, 256), torch_transform(torch.from_numpy(byte)))
+    expected = torch_transform(torch.from_numpy(byte))
+    for wrap, array in itertools.product((lambda f: f, jax.jit), (np.asarray, jnp.asarray)):
+        np.testing.assert_array_equal(wrap(to_tensor)(array(byte)), unit.numpy())
+        both = wrap(lambda images: normalize(to_tensor(images)))(array(byte))
+        np.testing.assert_array_equal(both.reshape(1, 256), expected)
 
 
 # Weights.

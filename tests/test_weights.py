@@ -27,7 +27,7 @@ def assert_same(params, others):
 
 @pytest.mark.parametrize("sizes", [(784, 128, 64, 10), (5, 3), (9,) * 14])
 def test_state_dict_round_trip(sizes):
-    params = small_params(sizes)
+    params = jax.tree.map(np.asfortranarray, small_params(sizes))
     state_dict = to_state_dict(params)
     names = [f"{2 * k}.{part}" for k in range(len(sizes) - 1) for part in ("weight", "bias")]
     assert list(state_dict) == names
@@ -46,6 +46,7 @@ def test_state_dict_round_trip(sizes):
 # The shapes by name, and what is said of them.
 OTHER_MODELS = [
     ("", "unexpected keys [], missing keys ['0.weight', '0.bias']"),
+    ("a 1 b 1 c 1 d 1 e 1 f 1 g 1", "unexpected keys ['a', 'b', 'c', 'd', 'e', 'f'], missing keys"),
     ("0.weight 4,5 0.bias 4 2.weight 3,4", "unexpected keys [], missing keys ['2.bias']"),
     (
         "module.0.weight 4,5 module.0.bias 4",
@@ -110,7 +111,8 @@ def test_files_round_trip(tmp_path):
     path = tmp_path / "new" / "folder" / "weights.safetensors"
     save_weights(path, jax.tree.map(jax.numpy.asarray, small_params()))
     assert_same(small_params(), load_weights(str(path)))
-    assert_same(small_params(), load_weights(path.parent))  # which holds nothing else
+    save_weights(path, small_params((2, 2)))  # in the place of the first
+    assert_same(small_params((2, 2)), load_weights(path.parent))
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
     with safe_open(path, "np") as file:
         assert file.metadata() == {"format": "pt"}
