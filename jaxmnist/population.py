@@ -20,6 +20,7 @@ MEMORY_SHARE = 0.75  # XLA underestimates its memory use; leave a quarter free
 ACCELERATOR_WIDTH = 256  # 256 of the notebook's models fill any accelerator
 
 Run = Callable[[Any, Any], Any]  # (member, data) -> arrays
+Chunk = tuple[Int[np.ndarray, " chunk"], Any]  # the members' row numbers, their results
 
 
 class Population(NamedTuple):
@@ -107,9 +108,7 @@ def compile_population(
     return Population(program, data, mesh, width * mesh.size, memory)
 
 
-def run_chunks(
-    population: Population, members: Any
-) -> Iterator[tuple[Int[np.ndarray, " chunk"], Any]]:
+def run_chunks(population: Population, members: Any) -> Iterator[Chunk]:
     """The results of the members, chunk by chunk, each as soon as it is computed.
 
     Args:

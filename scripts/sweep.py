@@ -32,15 +32,13 @@ from _output import markdown
 if TYPE_CHECKING:
     from jaxmnist.runs.search import Worker
 
-Specs = tuple[str, ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
     """Search."""
 
-    grid: Specs = cli.option((), "All combinations of these values.", metavar="OPTION=VALUE,VALUE")
-    sample: Specs = cli.option((), "N settings of these ranges.", metavar="N OPTION=LOW:HIGH")
+    grid: tuple[str, ...] = cli.option((), "All combinations of values.", metavar="OPTION=V,V")
+    sample: tuple[str, ...] = cli.option((), "N settings of ranges.", metavar="N OPTION=LOW:HIGH")
     sampler: Literal["random", "tpe"] = cli.option("random", "At random, or by Optuna's TPE.")
     sample_seed: int = cli.option(0, "Seed of the sampler.", o.at_least(0, 2**32))
     seeds: int = cli.option(1, "Train each setting with the seeds 0 to N - 1.", o.at_least(1))
@@ -101,7 +99,7 @@ def make_worker(options: Options) -> Worker:
     import jax
 
     from jaxmnist.runs import programs, setup
-    from jaxmnist.runs.directory import environment
+    from jaxmnist.runs.directory import environment, option_values
     from jaxmnist.runs.machine import use_cpu_cores
     from jaxmnist.runs.search import Search, Worker, open_study
 
@@ -121,24 +119,19 @@ def make_worker(options: Options) -> Worker:
         setup.count_steps(len(train_set.labels), given["batch_size"], given["epochs"])
 
     # study
-    changing = [f.name for f in dataclasses.fields(options.data) if f.metadata["changes_run"]]
-    about = {name: getattr(options.data, name) for name in changing}
-    for part in ({"synthetic": data.synthetic}, *environment().values()):
-        about |= part
+    here, known = environment(), option_values(options.data, identity=True)
+    about = {**known, **here["flags"], **here["versions"], "synthetic": data.synthetic}
     study = open_study(options.search.study)
     worker = Worker(study, search, {"train": train_set, **tests}, about, devices)
-    print(
-        f"Data: {data.source}\nModels: {search.count:,} settings x {search.seeds} seeds, ", end=""
-    )
-    print(f"{worker.done():,} of them are trained", flush=True)
+    models = f"{search.count:,} settings x {search.seeds} seeds, {worker.done():,} are trained"
+    print(f"Data: {data.source}\nModels: {models}", flush=True)
     return worker
 
 
 def show(options: Options, worker: Worker) -> None:
     """Print the best settings, and how to train the best one by itself."""
     scores = list(dict.fromkeys((worker.ranked_by, "test_accuracy", "test_loss")))
-    results = worker.results()
-    results.sort(key=lambda r: (r.diverged, -r.score(worker.ranked_by)[0]))
+    results = sorted(worker.results(), key=lambda r: (r.diverged, -r.score(worker.ranked_by)[0]))
     rows = [["", *(n.replace("_", " ") for n in [*worker.search.space, *scores]), "diverged"]]
     for number, result in enumerate(results[: options.search.top], 1):
         values = [result.setting[name] for name in worker.search.space]
@@ -151,8 +144,6 @@ def show(options: Options, worker: Worker) -> None:
     print(markdown(rows))
     if len(results) > options.search.top:
         print(f"and {len(results) - options.search.top} more (--top)")
-    if not options.data.validation:
-        print("Ranked by test accuracy, which favours luck; --validation N holds out images for it")
     print(f"The best: {command(options, results[0].setting)}")
 
 

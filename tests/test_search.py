@@ -226,7 +226,7 @@ def test_more_seeds_and_values_extend_a_study(start, tmp_path):
 @pytest.mark.parametrize(
     ("specs", "more", "words"),
     [
-        (["momentum=0.1"], {}, "learning_rate searched there, 0.5 here; momentum 0.0 there, sea"),
+        (["momentum=0.1"], {}, "learning_rate searched there, 0.5 here, momentum 0.0 there, sea"),
         (["learning_rate=1"], {"batch_size": 20}, "batch_size 10 there, 20 here"),
         (["learning_rate=1"], {"about": {"jax": "2"}}, "jax 1 there, 2 here"),
         (["learning_rate=1:2"], {"sample": 2}, "settings grid there, random 0 .* here"),

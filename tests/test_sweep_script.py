@@ -71,7 +71,7 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     code, stdout, stderr = script("sweep.py", *grid, *given)
     assert (code, stderr) == (0, "")
     lines = stdout.splitlines()
-    assert "Models: 6 settings x 1 seeds, 0 of them are trained" in lines
+    assert "Models: 6 settings x 1 seeds, 0 are trained" in lines
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     assert table[0] == ["", "learning rate", "momentum", "test accuracy", "test loss", "diverged"]
     assert [row[0] for row in table[2:]] == ["1", "2"]
@@ -84,7 +84,7 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     assert re.findall(r"accuracy: ([\d.]+%)", trained)[-1] == table[2][3]
     grid[1] += ",0.01"
     code, stdout, _ = script("sweep.py", *grid, *given, "--seeds", 2)
-    assert "Models: 8 settings x 2 seeds, 6 of them are trained" in stdout
+    assert "Models: 8 settings x 2 seeds, 6 are trained" in stdout
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"history.png", "slices.png"}
     refused(script("sweep.py", *grid, *given, "--validation", 9), 2, "validation 0 there, 9 here")
 
@@ -94,7 +94,6 @@ def test_validation_ranks(script, few_digits):
     code, stdout, _ = script("sweep.py", *QUICK, *options)
     assert code == 0
     assert "| validation accuracy |" in stdout
-    assert "favours luck" not in stdout
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_killed_it_goes_on(tmp_path):
             time.sleep(0.01)
         process.kill()
     assert re.search(
-        r", [1-5] of them are trained", finish([*command, "--out", tmp_path / "1.csv"])
+        r", [1-5] are trained", finish([*command, "--out", tmp_path / "1.csv"])
     )
     finish([sys.executable, SWEEP, *options, "--out", tmp_path / "2.csv"])
     assert rows_of(tmp_path / "1.csv") == rows_of(tmp_path / "2.csv")

@@ -37,6 +37,7 @@ from jaxmnist.evaluation import evaluate
 from jaxmnist.files import atomic_write
 from jaxmnist.optimizers import make_optimizer
 from jaxmnist.population import Population, Run, compile_population, run_chunks
+from jaxmnist.runs.directory import differences
 from jaxmnist.runs.machine import free_memory
 from jaxmnist.runs.setup import make_training
 from jaxmnist.training import TrainState, init_state, train
@@ -88,8 +89,7 @@ class Search:
         # Two searches that differ in this cannot share a study.
         self.how = f"{asked.sampler} {self.seed} {sorted(specs)}" if asked.sample else "grid"
         if not asked.sample:
-            each = itertools.product(*values.values())
-            grid = (dict(zip(values, combination, strict=True)) for combination in each)
+            grid = (dict(zip(values, v, strict=True)) for v in itertools.product(*values.values()))
             self.settings = self._possible(grid, self.count)
         elif asked.sampler == "random":
             self.settings = self.draw(optuna.samplers.RandomSampler(self.seed), self.count, {})
@@ -165,8 +165,7 @@ class Search:
             raise UsageError(f"{name}={text}: a value is given twice")
         if numbers and not sampled:
             return make(min(values), max(values)), values
-        listed = () if several or sampled else get_args(kind)
-        return CategoricalDistribution(listed or values), values
+        return CategoricalDistribution(values if several or sampled else get_args(kind)), values
 
 
 def open_study(where: str | None) -> optuna.Study:
@@ -192,8 +191,7 @@ def open_study(where: str | None) -> optuna.Study:
         except (ImportError, KeyError, ValueError, SQLAlchemyError, OptunaError) as error:
             if attempt == 3:
                 reason = getattr(error, "orig", None) or error.__cause__ or error
-                hint = "; try pip install psycopg[binary]" * isinstance(error, ImportError)
-                raise JaxmnistError(f"--study: {str(reason).splitlines()[0]}{hint}") from None
+                raise JaxmnistError(f"--study: {str(reason).splitlines()[0]}") from None
             time.sleep(random.random())
     raise AssertionError
 
@@ -261,17 +259,16 @@ class Worker:
     devices: Sequence[jax.Device]
 
     def __post_init__(self) -> None:
-        self.name, self.free = os.urandom(8).hex(), free_memory(self.devices)
+        self.name = os.urandom(8).hex()
+        self.where: Any = {"devices": self.devices, "free": free_memory(self.devices)}
         self.ranked_by = f"{'validation' if 'validation' in self.data else 'test'}_accuracy"
         self._programs: dict[Any, Population] = {}
         given = self.search.options({}) | {**self.about, "settings": self.search.how}
         here = {n: "searched" if n in self.search.space else str(v) for n, v in given.items()}
         there = self.study.user_attrs.get("search", here)
-        differ = [(n, there.get(n), value) for n, value in here.items() if value != there.get(n)]
-        if told := [f"{name} {old} there, {new} here" for name, old, new in differ]:
-            raise UsageError(f"the study has another search: {'; '.join(told)}")
-        if "search" not in self.study.user_attrs:
-            self.study.set_user_attr("search", here)
+        if told := differences(there, here):
+            raise UsageError(f"the study has another search: {told}")
+        self.study.set_user_attr("search", here)
         # So two searches that begin a study at one moment do not take each other's trials.
         self.digest = zlib.crc32(repr(sorted(here.items())).encode())
         for name, old in [item for trial in self._trials() for item in trial.distributions.items()]:
@@ -355,10 +352,8 @@ class Worker:
         found = {claim.number: _members(claim) for claim in claims}
         each = ((claim, seed) for claim in claims for seed in range(claim.user_attrs["seeds"]))
         models = [(claim, seed) for claim, seed in each if seed not in found[claim.number]]
-        chunks: Iterable[tuple[Any, Any]] = ()
-        if models:
-            members = self._arguments([(claim.params, seed) for claim, seed in models])
-            chunks = run_chunks(self._program(claims[0].params), members)
+        todo = [(claim.params, seed) for claim, seed in models]
+        chunks: Any = run_chunks(self._program(todo[0][0]), self._arguments(todo)) if todo else ()
         for rows, results in itertools.chain([((), {})], chunks):
             for i, row in enumerate(rows):
                 claim, seed = models[row]
@@ -384,8 +379,7 @@ class Worker:
         A number that is 0 may leave a part of the program out, momentum for instance, so it is no
         argument; that keeps a model to the bit what it is when trained alone.
         """
-        values = (setting[name] for name in self.search.space)
-        return [bool(value) if isinstance(value, float) else value for value in values]
+        return [bool(v) if isinstance(v := setting[n], float) else v for n in self.search.space]
 
     def _arguments(self, models: Sequence[tuple[Setting, int]]) -> dict[str, np.ndarray]:
         """What the models of a program differ in: [models] seeds, and [models] of each number."""
@@ -400,8 +394,7 @@ class Worker:
             settings = self.search.settings or [setting] * PROPOSALS
             count = self.search.seeds * sum(str(self._shape(s)) == shape for s in settings)
             run, members = make_run(self.search.options(setting)), [(setting, 0)] * count
-            where: Any = {"devices": self.devices, "free": self.free}
-            population = compile_population(run, self._arguments(members), self.data, **where)
+            population = compile_population(run, self._arguments(members), self.data, **self.where)
             self.data, self._programs[shape] = population.data, population  # on the devices
         return self._programs[shape]
 
