@@ -24,25 +24,14 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "options"),
     [
         (["learning_rate=0.1,0.03", "momentum=0,0.95"], []),
-        pytest.param(
-            ["warmup=0.2,0.1", "augment=0.3,1"],
-            ["--learning-rate", "0.1", "--schedule", "cosine"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["weight_decay=0.1,0", "learning_rate=0.01,0.001"],
-            ["--optimizer", "adamw"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["optimizer=sgd,adam", "hidden=;16,8", "loss=cross_entropy,nll", "epochs=1,2"],
-            ["--learning-rate", "0.1"],
-            marks=pytest.mark.slow,
-        ),
+        (["warmup=0.2,0.1", "augment=0.3,1"], ["--schedule", "cosine", "--learning-rate", 0.1]),
+        (["weight_decay=0.1,0", "learning_rate=0.01,0.001"], ["--optimizer", "adamw"]),
+        (["optimizer=sgd,adam", "hidden=;16,8", "loss=cross_entropy,nll", "epochs=1,2"], []),
     ],
 )
 def test_models_are_those_of_train_py(script, few_digits, tmp_path, grid, options):
@@ -77,7 +66,6 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     assert [row[0] for row in table[2:]] == ["1", "2"]
     assert "and 4 more (--top)" in lines
     assert table[2][5] == "0 of 1"
-    assert float(table[2][3].rstrip("%")) >= float(table[3][3].rstrip("%"))
     assert max(len(line) for line in lines if line[:1] == "|") <= 79
     best = next(line for line in lines if line.startswith("The best: scripts/train.py "))
     trained = script("train.py", *shlex.split(best)[3:])[1]
@@ -85,15 +73,25 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     grid[1] += ",0.01"
     code, stdout, _ = script("sweep.py", *grid, *given, "--seeds", 2)
     assert "Models: 8 settings x 2 seeds, 6 are trained" in stdout
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"history.png", "slices.png"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "optimization_history.png",
+        "slice.png",
+    }
     refused(script("sweep.py", *grid, *given, "--validation", 9), 2, "validation 0 there, 9 here")
 
 
-def test_validation_ranks(script, few_digits):
-    options = ["--sample", 3, "learning_rate=log:1e-3:1", "--sampler", "tpe", "--validation", 200]
-    code, stdout, _ = script("sweep.py", *QUICK, *options)
+def test_validation_ranks(script, few_digits, tmp_path):
+    """And a model is train.py's to the bit; a slow test compares more options."""
+    options = [*QUICK, "--validation", 200]
+    sample = ["--sample", 2, "learning_rate=log:1e-3:1", "--sampler", "tpe"]
+    code, stdout, _ = script("sweep.py", *options, *sample, "--out", tmp_path / "x.csv")
     assert code == 0
     assert "| validation accuracy |" in stdout
+    row = rows_of(tmp_path / "x.csv")[-1]
+    rate = ["--learning-rate", row["learning_rate"], "--out", tmp_path / "run"]
+    assert script("train.py", *options, *rate)[0] == 0
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert all(float(row[name]) == record[name] for name in ("train_loss", "validation_loss"))
 
 
 @pytest.mark.parametrize(
@@ -102,12 +100,8 @@ def test_validation_ranks(script, few_digits):
         ("", ["--grid", "--sample"]),
         ("--grid learning_rate=", ["--learning-rate", "empty"]),
         ("--grid learning_rate=-0.1", ["--learning-rate", "-0.1"]),
-        ("--grid learning_rate=0.1,nan", ["--learning-rate", "nan"]),
-        ("--grid out=1", ["out is none of what can be searched", "momentum"]),
         ("--grid validation=1,2", ["validation is none of what can be searched"]),
         ("--recipe accurate --grid momentum=0.5", ["--momentum", "adamw"]),
-        ("--grid learning_rate=0.1 --seeds 0", ["--seeds", "at least 1"]),
-        ("--grid learning_rate=0.1 --out x.parquet", ["--out", ".csv"]),
         ("--dataset synthetic --grid batch_size=10,1001", ["--batch-size 1001", "1,000"]),
         ("--dataset synthetic --grid epochs=1 --validation 1000", ["--validation 1000"]),
     ],
@@ -145,8 +139,6 @@ def test_killed_it_goes_on(tmp_path):
         while not (where.exists() and b"seed 0" in where.read_bytes()):
             time.sleep(0.01)
         process.kill()
-    assert re.search(
-        r", [1-5] are trained", finish([*command, "--out", tmp_path / "1.csv"])
-    )
+    assert re.search(r", [1-5] are trained", finish([*command, "--out", tmp_path / "1.csv"]))
     finish([sys.executable, SWEEP, *options, "--out", tmp_path / "2.csv"])
     assert rows_of(tmp_path / "1.csv") == rows_of(tmp_path / "2.csv")
