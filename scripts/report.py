@@ -11,7 +11,6 @@ import base64
 import dataclasses
 import io
 import json
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from _options import DataDirOptions, local_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from jaxmnist import Dataset
     from jaxmnist.runs.directory import Run
 
 
@@ -84,12 +82,15 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
     """What the template shows of a run."""
     import numpy as np
 
+    from jaxmnist import load_mnist
+    from jaxmnist.datasets import synthetic
     from jaxmnist.metrics import confusion_matrix
     from jaxmnist.pictures.predict import evaluate_model
     from jaxmnist.plots import mistake_grid, weight_grid
 
     data = run.config["identity"]["data"]
-    test = load_test(data, run.config["options"]["seed"], data_dir)
+    seed = run.config["options"]["seed"]
+    test = (load_mnist(data_dir) if data == "MNIST" else synthetic.load_synthetic(seed))[1]
     images, labels = np.asarray(test.images), np.asarray(test.labels)
     found = evaluate_model(run.params, test)
     confusion = confusion_matrix(labels, found.probabilities.argmax(axis=1), 10)
@@ -119,15 +120,6 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
         "mistakes": data_url(mistake_grid(images, labels, found.probabilities, columns=4)),
         "weights": data_url(weight_grid(run.params["params"]["linear_0"]["weight"], 8, 64)),
     }
-
-
-@cache
-def load_test(data: str, seed: int, data_dir: Path | None) -> "Dataset":
-    """The images that a run was tested on."""
-    from jaxmnist import load_mnist
-    from jaxmnist.datasets import synthetic
-
-    return (load_mnist(data_dir) if data == "MNIST" else synthetic.load_synthetic(seed))[1]
 
 
 def data_url(figure: "Figure") -> str:
