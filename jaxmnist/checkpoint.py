@@ -55,7 +55,7 @@ def save(
     ('checkpoint-00000007.safetensors', {'w': array([1., 1., 1.], dtype=float32)})
 
     Args:
-        directory: created if missing. Only one process may save into it.
+        directory: an existing one, into which no other process saves.
         state: any pytree of numeric arrays and typed PRNG keys, for instance a TrainState.
         step: its number, by default `state.step`.
         config: anything else to keep that JSON can hold.
@@ -69,7 +69,6 @@ def save(
     step = int(state.step if step is None else step)
     content = _encode(named_leaves(state), config or {})
     path = Path(directory, f"checkpoint-{step:08}.safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, durable=True) as file:
         file.write(content)
     # Those of later steps stay: they are not this run's past, and `restore` may have refused them.

@@ -54,7 +54,7 @@ def refused(path, like, *words: str) -> None:
 
 def test_everything_comes_back(tmp_path):
     config = {"hidden": (128, 64), "name": 'Zoë "sha256"', "deep": {"rate": 1e-300, "none": None}}
-    path = checkpoint.save(tmp_path / "new" / "run", small(), config=config)
+    path = checkpoint.save(tmp_path, small(), config=config)
     assert path.name == "checkpoint-00000007.safetensors"
     for like in (small(1), shapes_of(small(1))):
         found = checkpoint.load(path, like)

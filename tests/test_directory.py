@@ -223,13 +223,24 @@ def test_logs_are_restored(tmp_path):
     assert np.isnan(read_run(tmp_path).losses).sum() == 7
 
 
-def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
-    def removed(*args):
-        shutil.rmtree(tmp_path)
+@pytest.mark.parametrize("call", DEATHS)
+def test_a_directory_that_is_removed_ends_the_run(tmp_path, monkeypatch, call):
+    """Also one that somebody makes again: earlier rows would be missing."""
+    module = checkpoint if call == "checkpoint.save" else directory
+    name, calls = call.removeprefix("checkpoint."), itertools.count(1)
+    whole = getattr(module, name)
 
-    monkeypatch.setattr(directory, "save_weights", removed)
-    with pytest.raises(OSError, match=f"^{tmp_path}/steps.jsonl: cannot be written: No such file"):
-        train(tmp_path)
+    def remove(*args, **more):
+        if next(calls) == 2:
+            shutil.rmtree(tmp_path)
+        return whole(*args, **more)
+
+    monkeypatch.setattr(module, name, remove)
+    with pytest.raises(OSError, match=f"^{tmp_path}/.*: cannot be written: No such file"):
+        train(tmp_path, tensorboard=True)
+
+
+def test_what_cannot_be_made_is_named(tmp_path):
     (tmp_path.parent / "file").touch()
     with pytest.raises(OSError, match="file/out: cannot be made: Not a directory"):
         train(tmp_path.parent / "file" / "out")

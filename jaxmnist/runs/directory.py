@@ -337,7 +337,8 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _append(path: Path, content: bytes) -> None:
-    with naming(path), path.open("ab") as file:
+    with naming(path), path.open("r+b") as file:  # not "ab": a removed file is an error
+        file.seek(0, os.SEEK_END)
         file.write(content)
 
 
