@@ -76,9 +76,9 @@ def test_a_peer(tmp_path, name):
     images[np.arange(1200), 2 * labels + 4] = 255
     data = {"images": images.reshape(-1, 784), "labels": labels}
     np.savez(tmp_path / "m.npz", **data, **{f"test_{k}": x[:50] for k, x in data.items()})
-    changes = json.dumps({"epochs": 3, "batch": 4, "images": 1198})
+    changes = json.dumps({"epochs": 1, "batch": 4, "images": 1198})
     done = finish([sys.executable, PEERS[name], tmp_path / "m.npz", "cpu", changes])
     result = json.loads(done.splitlines()[-1])
     assert result["training"] > 0
-    assert result["loss"] < 2.2
+    assert result["loss"] < 2.25
     assert result["accuracy"] > 0.5

@@ -118,9 +118,9 @@ NAMES = [cli.flag(field.name) for fields in cli.groups(Options).values() for fie
 @hypothesis.given(st.lists(st.sampled_from([*NAMES, "--no-json"]) | VALUES, max_size=6))
 @hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
 def test_any_words_are_taken_or_refused_in_one_line(words):
-    with mock.patch.object(os, "write") as write, contextlib.redirect_stdout(None):
-        with contextlib.suppress(UsageError, SystemExit):
-            parse(words)
+    quiet, ended = contextlib.redirect_stdout(None), contextlib.suppress(UsageError, SystemExit)
+    with mock.patch.object(os, "write") as write, quiet, ended:
+        parse(words)
     for call in write.mock_calls:
         line = call.args[1].decode()
         assert line.endswith(" (see --help)\n")
