@@ -44,7 +44,6 @@ import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -275,7 +274,7 @@ def _make_parser(options_type: Any, description: str, defaults: Mapping[str, Any
             _add(section, field, defaults[field.name])
     parser.usage = " ".join(places)
     section = parser.add_argument_group("Help")
-    section.add_argument("--help", action="store_true", help="Show this.")
+    section.add_argument("--help", action="store_true", help="Show this; so does -h.")
     section.add_argument("--version", action="store_true", help="Print the version.")
     return parser
 
@@ -316,7 +315,6 @@ class _Help(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(text)).split("\n")
-        wrap = partial(textwrap.fill, width=width, break_on_hyphens=False)
-        return "\n".join(
-            wrap(line, subsequent_indent=" " * 6 * line.startswith(" ")) for line in lines
-        )
+        # a command that is longer is continued as a shell takes it
+        joints = {line: " \\\n      " if line.startswith(" ") else "\n" for line in lines}
+        return "\n".join(joints[line].join(self._split_lines(line, width - 2)) for line in lines)

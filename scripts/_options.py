@@ -163,7 +163,7 @@ class DataDirOptions:
     """Data."""
 
     data_dir: Path | None = neutral(
-        None, "Directory with MNIST; so is JAXMNIST_DATA_DIR.", local_path, metavar="DIR"
+        None, "Directory with MNIST, instead of JAXMNIST_DATA_DIR.", local_path, metavar="DIR"
     )
 
 
