@@ -315,6 +315,10 @@ class _Help(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(text)).split("\n")
-        # a command that is longer is continued as a shell takes it
-        joints = {line: " \\\n      " if line.startswith(" ") else "\n" for line in lines}
-        return "\n".join(joints[line].join(self._split_lines(line, width - 2)) for line in lines)
+
+        def wrap(line: str) -> str:
+            if not line.startswith(" "):
+                return "\n".join(self._split_lines(line, width))
+            return " \\\n      ".join(self._split_lines(line, width - 8))  # as a shell takes it
+
+        return "\n".join(map(wrap, lines))
