@@ -187,7 +187,7 @@ def test_our_own_errors_keep_their_traceback(monkeypatch):
 PRINTS = f"""
 import dataclasses, os, signal, sys, types
 sys.path[:0] = [{str(ROOT / "scripts")!r}, {str(ROOT)!r}]
-sys.modules["jax"] = types.SimpleNamespace(config=None)
+sys.modules["jax"] = sys.modules["jaxmnist"] = types.SimpleNamespace(config=None)
 import _cli as cli
 
 os.environ.get("INTERRUPT") == "imports" and signal.raise_signal(signal.SIGINT)
