@@ -15,7 +15,7 @@ heavy |= {"optuna", "tensorboardX", "scipy.ndimage", "jinja2"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 for module in pkgutil.walk_packages(jaxmnist.__path__, "jaxmnist."):
     importlib.import_module(module.name)
-large = {"tensorflow_datasets", "tensorflow", "torch", "matplotlib", "onnx", "optuna"}
+large = {"tensorflow_datasets", "tensorflow", "torch", "matplotlib", "onnx"}
 assert not large & set(sys.modules), large & set(sys.modules)
 assert dict(jax.config.values) == before
 jax.config.update("jax_num_cpu_devices", 3)  # refused once a backend has started

@@ -234,13 +234,18 @@ def test_streams(tmp_path, shell, environment, code, expected):
 def on_a_terminal(*command, **environment) -> tuple[int, str]:
     """What the command prints on a terminal."""
     shown = b""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [sys.executable, *map(str, command)], os.environ | environment)
-    with contextlib.suppress(OSError):  # Linux's word for the end
-        while piece := os.read(terminal, 100_000):
-            shown += piece
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
+        env=os.environ | environment,
+    ) as process:
+        os.close(end)
+        with contextlib.suppress(OSError):  # Linux's word for the end
+            while piece := os.read(terminal, 100_000):
+                shown += piece
+    os.close(terminal)
+    return process.returncode, shown.decode()
 
 
 def test_a_terminal():

@@ -135,8 +135,10 @@ def test_blocks_and_links_are_of_known_kinds(document):
 
 
 @pytest.mark.parametrize("folder", ["jaxmnist", "scripts"])
-def test_every_module_and_script_has_its_line(folder):
+def test_every_module_and_script_has_its_line_and_no_other(folder):
     text = (ROOT / folder / "README.md").read_text()
     for path in (ROOT / folder).rglob("[!_]*.py"):
         name = path.relative_to(ROOT / folder).as_posix()
         assert re.search(rf"`(?:{folder}/)?{re.escape(name)}`|`{path.name}`", text), name
+    there = {path.name for path in ROOT.glob("*/**/*.py")}
+    assert {Path(name).name for name in re.findall(r"`([\w/.]+\.py)`", text)} <= there
