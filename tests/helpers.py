@@ -34,11 +34,6 @@ def finish(command, **options) -> str:
     return done.stdout
 
 
-def train(*options: object, **more) -> str:
-    """Run scripts/train.py in a process of its own; what it printed."""
-    return finish([sys.executable, TRAIN, *options], **more)
-
-
 def epoch_lines(stdout: str) -> list[str]:
     """The lines about epochs."""
     return [line for line in stdout.splitlines() if "Training loss: " in line]
@@ -93,19 +88,6 @@ def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
     assert ": error: " in line
     for word in words:
         assert word in line
-
-
-def uninstall(monkeypatch, *packages):
-    """Python finds none of these packages for the rest of the test."""
-
-    class Finder:
-        def find_spec(self, name, *_):
-            if name in packages:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 def assert_close(got, expected, rtol=1e-5):

@@ -131,14 +131,14 @@ def pictures() -> list[bytes]:
     """The same digit in Pillow's common formats."""
     grey = np.full((40, 32), 230, np.uint8)
     grey[6:34, 14:18] = grey[6:10, 8:18] = 20
+    modes = {
+        "PNG": ("L", "RGB", "P", "1", "I;16", "RGBA", "LA"),
+        "JPEG": "L",
+        "GIF": "P",
+        "BMP": "L",
+    }
     files = []
-    modes = ["L", "RGB", "P", "1", "I;16", "RGBA", "LA"]
-    for kind, mode in [
-        *(("PNG", mode) for mode in modes),
-        ("JPEG", "L"),
-        ("GIF", "P"),
-        ("BMP", "L"),
-    ]:
+    for kind, mode in ((kind, mode) for kind in modes for mode in modes[kind]):
         Image.fromarray(grey).convert(mode).save(buffer := io.BytesIO(), kind)
         files.append(buffer.getvalue())
     return files
@@ -259,16 +259,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.kind:
         sys.exit(not fuzz(options.kind, options.files, options.seed, options.out))
-    print(
-        "| kind | files | accepted | refused | failed |\n| --- | --- | --- | --- | --- |",
-        flush=True,
-    )
+    cells = ("kind", "files", "accepted", "refused", "failed")
+    print(f"| {' | '.join(cells)} |\n{'| --- ' * len(cells)}|", flush=True)
     command = [sys.executable, "-m", "tests.stress.fuzz", *sys.argv[1:], "--kind"]
     ended = {name: subprocess.run([*command, name]).returncode for name in kinds()}
     for name in (name for name, code in ended.items() if code < 0):
-        print(
-            f"{name}: the process died with code {ended[name]}; its file is kept", file=sys.stderr
-        )
+        print(f"{name}: the process died, {ended[name]}; its file is kept", file=sys.stderr)
     sys.exit(any(ended.values()))
 
 
