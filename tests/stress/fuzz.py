@@ -138,7 +138,7 @@ def pictures() -> list[bytes]:
         "BMP": "L",
     }
     files = []
-    for kind, mode in ((kind, mode) for kind in modes for mode in modes[kind]):
+    for kind, mode in [(name, mode) for name, found in modes.items() for mode in found]:
         Image.fromarray(grey).convert(mode).save(buffer := io.BytesIO(), kind)
         files.append(buffer.getvalue())
     return files
