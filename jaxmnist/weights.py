@@ -137,11 +137,11 @@ def load_weights(path: str | os.PathLike[str]) -> Params:
         return from_state_dict((_load_torch if is_torch else safetensors.numpy.load)(content))
     except ImportError as error:
         raise DataError(f"{path}: a PyTorch file; to read it, pip install torch") from error
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
     except Exception as error:  # on foreign bytes the two readers raise errors of a dozen kinds
         kind = "PyTorch state dict" if is_torch else "safetensors file"
-        raise DataError(f"{path}: damaged, or not a {kind} of float32 arrays") from error
+        damaged = f"damaged, or not a {kind} of float32 arrays"
+        reason = error if isinstance(error, DataError) else damaged
+        raise DataError(f"{path}: {reason}") from error
 
 
 def _load_torch(content: bytes) -> dict[str, np.ndarray]:
@@ -152,16 +152,15 @@ def _load_torch(content: bytes) -> dict[str, np.ndarray]:
     """
     import torch
 
-    file, size = io.BytesIO(content), 0
-    if content.startswith(b"PK"):
-        size = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about formats of tensors that are refused here
-        if size <= len(content):
-            file.seek(0)
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-            _expect_names(tensors.keys())  # names those of a checkpoint with more than weights
-            size = sum(tensor.nbytes for tensor in tensors.values())
-        if size > len(content):
-            raise DataError(f"its arrays take {size:,} bytes, more than the file")
+    entries = zipfile.ZipFile(io.BytesIO(content)).infolist() if content.startswith(b"PK") else []
+    _check_size(sum(entry.file_size for entry in entries), content)
+    with warnings.catch_warnings(action="ignore"):  # about formats of tensors that are refused here
+        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        _expect_names(tensors.keys())  # names those of a checkpoint with more than weights
+        _check_size(sum(tensor.nbytes for tensor in tensors.values()), content)
         return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def _check_size(size: int, content: bytes) -> None:
+    if size > len(content):
+        raise DataError(f"its arrays take {size:,} bytes, more than the file")

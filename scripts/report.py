@@ -37,7 +37,6 @@ class Options:
 
 def main(options: Options) -> None:
     """Read the runs, test their weights, write the page."""
-    import matplotlib.figure  # noqa: F401  (missed now rather than after the work)
     from jinja2 import Environment, FileSystemLoader
 
     from jaxmnist.files import atomic_write
@@ -84,17 +83,14 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
 
     from jaxmnist import load_mnist
     from jaxmnist.datasets import synthetic
-    from jaxmnist.metrics import confusion_matrix
     from jaxmnist.pictures.predict import evaluate_model
     from jaxmnist.plots import mistake_grid, weight_grid
 
     data = run.config["identity"]["data"]
     seed = run.config["options"]["seed"]
     test = (load_mnist(data_dir) if data == "MNIST" else synthetic.load_synthetic(seed))[1]
-    images, labels = np.asarray(test.images), np.asarray(test.labels)
-    found = evaluate_model(run.params, test)
-    confusion = confusion_matrix(labels, found.probabilities.argmax(axis=1), 10)
-    last, wrong = run.records[-1], confusion - np.diag(np.diag(confusion))
+    found, last = evaluate_model(run.params, test), run.records[-1]
+    wrong = found.confusion - np.diag(np.diag(found.confusion))
     notes = [] if data == "MNIST" else [f"NOT MNIST: trained and tested on {data}."]
     if not run.finished:
         notes.append("Not finished: the weights are those of its last epoch so far.")
@@ -115,9 +111,9 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in (run.config["identity"] | run.config["versions"]).items()
         },
-        "confusion": confusion.tolist(),
+        "confusion": found.confusion.tolist(),
         "worst": max(1, wrong.max()),
-        "mistakes": data_url(mistake_grid(images, labels, found.probabilities, columns=4)),
+        "mistakes": data_url(mistake_grid(*test, found.probabilities, columns=4)),
         "weights": data_url(weight_grid(run.params["params"]["linear_0"]["weight"], 8, 64)),
     }
 
