@@ -9,13 +9,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from jaxmnist import MLP, preprocess
+from jaxmnist import MLP, classifier_objective, init_state, make_train_step, preprocess, train
 from jaxmnist.export import to_page
 from jaxmnist.pictures.predict import centre
 from jaxmnist.weights import layer_sizes
-from tests.test_export import draw, train_an_epoch
+from tests.test_export import draw
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.oracle
@@ -40,7 +41,10 @@ def chromium():
 @pytest.fixture(scope="module")
 def exported(chromium, mnist, tmp_path_factory):
     """A page with a trained model, and the parameters in it."""
-    params = train_an_epoch(mnist[0], rate=0.05)
+    model, tx, key = MLP(), optax.sgd(0.05), jax.random.key(0)
+    step = make_train_step(classifier_objective(model.apply), tx)
+    state, _ = train(step, init_state(model, tx, key), mnist[0], key, epochs=1)
+    params = jax.device_get(state.params)
     path = tmp_path_factory.mktemp("page") / "sketchpad.html"
     path.write_text(to_page(params), encoding="utf-8")
     return path, params
