@@ -1,5 +1,6 @@
 """What is exported gives the model's own logits, elsewhere."""
 
+import filecmp
 import re
 import subprocess
 import sys
@@ -11,20 +12,18 @@ import pytest
 from jaxmnist import export
 from jaxmnist.errors import DataError
 from jaxmnist.torch_compat import TorchGenerator, init_params
-from jaxmnist.weights import save_weights, to_state_dict
+from jaxmnist.weights import to_state_dict
 from tests.helpers import refused
 
 # Loads and calls a StableHLO program as somebody does who has JAX and NumPy, and nothing of ours.
 ELSEWHERE = """
-import sys
+import pathlib, sys
 import numpy as np
 from jax import export
 
-with open("program", "rb") as file:
-    program = export.deserialize(file.read())
-images = np.load("images.npy")
-np.savez("logits.npz", *(program.call(images[:n]) for n in (1, 5, len(images))))
-print(*{"jaxmnist", "flax", "optax", "jaxtyping"} & {name.split(".")[0] for name in sys.modules})
+program = export.deserialize(pathlib.Path("program").read_bytes())
+np.save("logits.npy", program.call(np.load("images.npy")))
+assert not {"jaxmnist", "flax", "optax", "jaxtyping"} & set(sys.modules)
 """
 
 
@@ -63,11 +62,9 @@ def test_stablehlo_elsewhere(toy, tmp_path):
     params = draw((784, 128, 64, 10))
     (tmp_path / "program").write_bytes(export.to_stablehlo(params))
     np.save(tmp_path / "images.npy", toy.images)
-    command = [sys.executable, "-c", ELSEWHERE]
-    assert subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout == b"\n"
-    with np.load(tmp_path / "logits.npz") as found:
-        for logits, n in zip(found.values(), (1, 5, 100), strict=True):
-            np.testing.assert_allclose(logits, reference(params, toy.images[:n]), rtol=0, atol=1e-5)
+    subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, check=True)
+    logits = np.load(tmp_path / "logits.npy")
+    np.testing.assert_allclose(logits, reference(params, toy.images), rtol=0, atol=1e-5)
 
 
 def test_stablehlo_of_any_depth_and_for_every_platform(params, toy):
@@ -77,10 +74,10 @@ def test_stablehlo_of_any_depth_and_for_every_platform(params, toy):
     program = jax_export.deserialize(export.to_stablehlo(params))
     assert program.platforms == ("cpu", "cuda", "tpu")
     (images,), (logits,) = program.in_avals, program.out_avals
-    assert (str(images.shape), images.dtype) == ("(n, 28, 28)", np.uint8)
-    assert (str(logits.shape), logits.dtype) == ("(n, 10)", np.float32)
-    expected = reference(params, toy.images)
-    np.testing.assert_allclose(program.call(toy.images), expected, rtol=0, atol=1e-5)
+    assert (str(images), str(logits)) == ("uint8[n,28,28]", "float32[n,10]")
+    for images in (toy.images[:1], toy.images):
+        expected = reference(params, images)
+        np.testing.assert_allclose(program.call(images), expected, rtol=0, atol=1e-5)
     # Otherwise a GPU would multiply in TF32 and a TPU in bfloat16.
     products = re.findall(r"stablehlo.dot_general.*", program.mlir_module())
     assert len(products) >= len(params["params"])  # a platform may have its own
@@ -104,8 +101,8 @@ def test_a_page_with_no_network_and_no_more_than_700_kb(params):
     page = export.to_page(params)
     assert len(page.encode()) < 700_000
     assert "{{" not in page
-    addresses = set(re.findall(r"\w+://[^'\"\s]*", page))
-    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, which nobody fetches
+    # It is a name, which nobody fetches.
+    assert set(re.findall(r"\w+://[^'\"\s]*", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<(script|img|link|iframe)[^>]* (src|href)=\"(?!data:)", page)
 
 
@@ -117,39 +114,33 @@ def test_another_model_is_refused(to):
 
 @pytest.mark.usefixtures("keep_jax_config")
 def test_the_script_writes_every_format(script, trained_run, tmp_path):
-    for package in ("flatbuffers", "onnx"):
-        pytest.importorskip(package)
+    pytest.importorskip("flatbuffers")
+    pytest.importorskip("onnx")
     out = tmp_path / "new" / "out"
     names = ["weights.safetensors", "model.stablehlo", "model.onnx", "sketchpad.html"]
-    for _ in range(2):  # the second time in the place of the first
-        code, stdout, stderr = script("export.py", trained_run, "--out", out)
-        assert (code, stderr) == (0, "")
-        assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    code, stdout, stderr = script("export.py", trained_run, "--out", out)
+    assert (code, stderr) == (0, "")
+    assert {path.name for path in out.iterdir()} == set(names)
     first, *lines, last = stdout.splitlines()
     assert str(out) in first
     for name, line in zip(names, lines[::2], strict=True):
         assert line.split() == [name, str(round((out / name).stat().st_size / 1000)), "kB"]
-    assert max(map(len, [*lines, last])) <= 79
     assert "uint8 [n, 28, 28]" in last
-    original = (trained_run / "weights.safetensors").read_bytes()
-    assert (out / "weights.safetensors").read_bytes() == original
+    assert filecmp.cmp(out / names[0], trained_run / names[0], shallow=False)
     # Whoever gets the program is not told where this machine keeps its files.
     assert b".py" not in (out / "model.stablehlo").read_bytes()
 
 
 @pytest.mark.usefixtures("keep_jax_config")
 def test_what_the_script_refuses(script, trained_run, tmp_path, monkeypatch):
-    out, other = tmp_path / "out", tmp_path / "other.safetensors"
-    save_weights(other, draw((784, 26)))
+    out = tmp_path / "out"
     refused(script("export.py", trained_run, "--out", out, "--formats", "pickle"), 2, "pickle")
-    refused(script("export.py", other, "--out", out), 1, f"{other}: a model of 784 numbers")
     monkeypatch.setitem(sys.modules, "onnx", None)
     words = "this needs onnx: ", "[export]'"
     refused(script("export.py", trained_run, "--out", out, "--formats", "page", "onnx"), 1, *words)
     assert not out.exists()
-    (tmp_path / "file").touch()
-    place = tmp_path / "file" / "out"
-    refused(script("export.py", trained_run, "--out", place, "--formats", "page"), 1, str(place))
+    out.touch()
+    refused(script("export.py", trained_run, "--out", out, "--formats", "page"), 1, str(out))
 
 
 @pytest.mark.oracle
