@@ -20,10 +20,16 @@ from jaxmnist.files import atomic_write
 from jaxmnist.metrics import confusion_matrix
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Records = Sequence[Mapping[str, float | int]]
 """An epoch's "train_loss" and "test_loss" in nats, "test_accuracy" in [0, 1]."""
+
+Images = UInt8[np.ndarray, "n height width"]
+Labels = Int[np.ndarray, " n"]
+Probabilities = Float[np.ndarray, "n classes"]
+Losses = Float[np.ndarray, "epochs steps"]
 
 # Each is read on white and on black: its contrast to either is at least 3.
 COLORS = ("#3b82c4", "#e8710a", "#1f9a68", "#c74b86", "#8568cf", "#a4782a", "#0e96a8", "#d1494d")
@@ -32,11 +38,11 @@ _MARKERS = "os^Dv"
 
 def run_figures(
     records: Records,
-    losses: Float[np.ndarray, "epochs steps"] | None,
+    losses: Losses | None,
     params: Mapping[str, Any],
-    images: UInt8[np.ndarray, "n 28 28"],
-    labels: Int[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n classes"],
+    images: Images,
+    labels: Labels,
+    probabilities: Probabilities,
 ) -> "dict[str, Figure]":
     """The figures of a finished run by file name: losses, confusion, mistakes, weights.
 
@@ -52,9 +58,7 @@ def run_figures(
     }
 
 
-def loss_curves(
-    runs: Mapping[str, Records], losses: Float[np.ndarray, "epochs steps"] | None = None
-) -> "Figure":
+def loss_curves(runs: Mapping[str, Records], losses: Losses | None = None) -> "Figure":
     """Losses and test accuracies of runs against epochs, a colour and a marker for each run.
 
     Args:
@@ -66,31 +70,27 @@ def loss_curves(
 
     figure = _figure(6.5, 5.2 + 0.12 * len(runs), "Loss and test accuracy")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    legend = {"training, mean of the epoch": Line2D([], [], color="0.4")}
-    legend["test, after the epoch"] = Line2D([], [], color="0.4", ls="--")
+    legend = [Line2D([], [], color="0.4", label="training, mean of the epoch")]
+    legend += [Line2D([], [], color="0.4", ls="--", label="test, after the epoch")]
     if losses is not None and losses.size:
         x, y = _thinned(losses.ravel())
-        (line,) = upper.plot(x / losses.shape[1], y, color="0.75", linewidth=0.5)
-        legend["training, each step"] = line
+        x = x / losses.shape[1]
+        legend += upper.plot(x, y, color="0.75", linewidth=0.5, label="training, each step")
     for number, (name, records) in enumerate(runs.items()):
         style: dict[str, Any] = {"color": COLORS[number % len(COLORS)]}
         style |= {"marker": _MARKERS[number % len(_MARKERS)], "ms": 5 if len(records) <= 50 else 0}
         ends = np.arange(1, len(records) + 1)
-        middles, means = ends - 0.5, [record["train_loss"] for record in records]
-        upper.plot(middles, means, **style)
+        upper.plot(ends - 0.5, [record["train_loss"] for record in records], **style)
         upper.plot(ends, [record["test_loss"] for record in records], ls="--", **style)
         lower.plot(ends, [record["test_accuracy"] for record in records], ls="--", **style)
-        legend[f"{_short(name, 30)}: {records[-1]['test_accuracy']:.2%}"] = Line2D([], [], **style)
+        # Without the space matplotlib 3.9 hides a name that begins with an underscore.
+        label = f" {_short(name, 30)}: {records[-1]['test_accuracy']:.2%}"
+        legend.append(Line2D([], [], label=label.replace("$", r"\$"), **style))
     upper.set(ylabel="loss (nats)", ylim=(0, None))
     lower.set(xlabel="epochs", ylabel="test accuracy", xlim=(0, None))
     lower.yaxis.set_major_formatter(PercentFormatter(1.0))
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for line in legend.values():
-        line.set_label("x")
-    drawn = figure.legend(handles=legend.values(), loc="outside lower left", ncols=2, frameon=False)
-    for text, name in zip(drawn.get_texts(), legend, strict=True):
-        text.set_parse_math(False)  # a run's name is a name, whatever dollars are in it
-        text.set_text(name)
+    figure.legend(handles=legend, loc="outside lower left", ncols=2, frameon=False)
     return figure
 
 
@@ -118,26 +118,12 @@ def confusion_figure(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
     return figure
 
 
-def confident_mistakes(
-    probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], count: int = 24
-) -> Int[np.ndarray, " mistakes"]:
-    """The indices of the mistakes of which the model was most confident, in falling order.
-
-    >>> confident_mistakes(np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]), np.array([1, 1, 0]))
-    array([0, 2])
-    """
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
-
-
 def mistake_grid(
-    images: UInt8[np.ndarray, "n height width"],
-    labels: Int[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n classes"],
-    columns: int = 8,
+    images: Images, labels: Labels, probabilities: Probabilities, columns: int = 8
 ) -> "Figure":
-    """The most confident mistakes, each with the probability of its prediction and its label."""
-    worst = confident_mistakes(probabilities, labels)
+    """The 24 most confident mistakes, with the probabilities of the prediction and the label."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:24]
     titles = [
         f"said {row.argmax()}: {percent(row.max())}\nis {label}: {percent(row[label])}"
         for row, label in zip(probabilities[worst], labels[worst], strict=True)
@@ -146,20 +132,15 @@ def mistake_grid(
     return contact_sheet(images[worst], titles, title, columns)
 
 
-def contact_sheet(
-    images: UInt8[np.ndarray, "n height width"],
-    titles: Sequence[str],
-    title: str,
-    columns: int = 8,
-) -> "Figure":
+def contact_sheet(images: Images, titles: Sequence[str], title: str, columns: int = 8) -> "Figure":
     """Images side by side, dark on light, with a title above each and one for all."""
     rows = max(1, math.ceil(len(images) / columns))
     figure = _figure(1.15 * columns, 1.5 * rows + 0.4, title)
-    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image, name in zip(grid, images, titles, strict=False):
+        _show(axes, image, name)
+    for axes in grid[len(images) :]:
         axes.set_axis_off()
-        if number < len(images):
-            axes.imshow(images[number], cmap="gray_r", vmin=0, vmax=255)
-            axes.set_title(titles[number], size=9, parse_math=False)
     return figure
 
 
@@ -168,9 +149,7 @@ def digit_grid(images: UInt8[np.ndarray, "rows columns height width"], title: st
     rows, columns, height, width = images.shape
     figure = _figure(columns * 0.42, rows * 0.42 + 0.35, title)
     tiled = images.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
-    axes = figure.subplots()
-    axes.imshow(tiled, cmap="gray", vmin=0, vmax=255)
-    axes.set_axis_off()
+    _show(figure.subplots(), tiled, cmap="gray")
     return figure
 
 
@@ -203,9 +182,7 @@ def weight_grid(
 
 
 def probability_figure(
-    images: UInt8[np.ndarray, "n 28 28"],
-    probabilities: Float[np.ndarray, "n classes"],
-    names: Sequence[str],
+    images: Images, probabilities: Probabilities, names: Sequence[str]
 ) -> "Figure":
     """Each image beside the probabilities of its classes."""
     columns = round(math.sqrt(len(images) / 2)) or 1
@@ -217,14 +194,12 @@ def probability_figure(
     for axes in pairs[len(images) :].flat:
         axes.set_axis_off()
     for (left, right), image, row, name in zip(pairs, images, probabilities, names, strict=False):
-        left.imshow(image, cmap="gray_r", vmin=0, vmax=255)
-        left.set_axis_off()
-        left.set_title(_short(name, 24), fontsize=9, parse_math=False)
+        _show(left, image, _short(name, 24))
         colors = [COLORS[int(digit == row.argmax())] for digit in range(len(row))]
         bars = right.barh(np.arange(len(row)), row, color=colors)
         right.bar_label(bars, [percent(p) for p in row], padding=3, fontsize=8)
-        right.set(xlim=(0, 1.2), xticks=(0, 0.5, 1), yticks=range(len(row)))
-        right.set(xlabel="probability", ylabel="digit")
+        right.set(xlim=(0, 1.2), xticks=(0, 0.5, 1), xlabel="probability")
+        right.set(yticks=range(len(row)), ylabel="digit")
         right.invert_yaxis()
         right.tick_params(labelsize=8)
     return figure
@@ -255,6 +230,14 @@ def _figure(width: float, height: float, title: str) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, size=11)
     return figure
+
+
+def _show(
+    axes: "Axes", image: UInt8[np.ndarray, "h w"], title: str = "", cmap: str = "gray_r"
+) -> None:
+    axes.imshow(image, cmap=cmap, vmin=0, vmax=255)
+    axes.set_title(title, size=9, parse_math=False)
+    axes.set_axis_off()
 
 
 def _thinned(

@@ -90,6 +90,7 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
     seed = run.config["options"]["seed"]
     test = (load_mnist(data_dir) if data == "MNIST" else synthetic.load_synthetic(seed))[1]
     found, last = evaluate_model(run.params, test), run.records[-1]
+    images, labels = map(np.asarray, test)
     wrong = found.confusion - np.diag(np.diag(found.confusion))
     notes = [] if data == "MNIST" else [f"NOT MNIST: trained and tested on {data}."]
     if not run.finished:
@@ -113,7 +114,7 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
         },
         "confusion": found.confusion.tolist(),
         "worst": max(1, wrong.max()),
-        "mistakes": data_url(mistake_grid(*test, found.probabilities, columns=4)),
+        "mistakes": data_url(mistake_grid(images, labels, found.probabilities, columns=4)),
         "weights": data_url(weight_grid(run.params["params"]["linear_0"]["weight"], 8, 64)),
     }
 

@@ -11,6 +11,7 @@ LOSSES = np.linspace(2.3, 0.4, 30).reshape(3, 10)
 # Two are right, and the mistakes are more and less confident.
 TABLE = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0, 0.3, 0.7], [0.8, 0.1, 0.1], [0.4, 0.3, 0.3]])
 LABELS = np.array([0, 0, 1, 2, 1])
+RNG = np.random.default_rng(0)
 
 
 def records(epochs):
@@ -20,23 +21,17 @@ def records(epochs):
     ]
 
 
-def data(lines):
-    return [line.get_xydata().tolist() for line in lines]
-
-
 def test_loss_curves_of_a_run_and_its_steps():
     figure = plots.loss_curves({"one": records(3)}, LOSSES)
     upper, lower = figure.axes
-    steps, means, tests = data(upper.lines)
+    steps, means, tests = (line.get_xydata() for line in upper.lines)
     np.testing.assert_allclose(steps, np.stack([np.arange(1, 31) / 10, LOSSES.ravel()], 1))
     np.testing.assert_allclose(means, [[0.5, 2], [1.5, 1], [2.5, 2 / 3]])
     np.testing.assert_allclose(tests, [[1, 1], [2, 1 / 2], [3, 1 / 3]])
-    np.testing.assert_allclose(data(lower.lines), [[[1, 0.5], [2, 0.75], [3, 5 / 6]]])
-    assert (upper.get_ylabel(), lower.get_xlabel()) == ("loss (nats)", "epochs")
-    assert lower.get_ylabel() == "test accuracy"
-    assert figure.get_suptitle() == "Loss and test accuracy"
-    (legend,) = figure.legends
-    assert len(legend.get_texts()) == 4
+    np.testing.assert_allclose(lower.lines[0].get_xydata(), [[1, 0.5], [2, 0.75], [3, 5 / 6]])
+    labels = upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()
+    assert labels == ("loss (nats)", "epochs", "test accuracy")
+    assert len(figure.legends[0].get_texts()) == 4
     assert len(plots.loss_curves({"x": records(3)}, np.zeros((3, 0))).axes[0].lines) == 2
 
 
@@ -48,20 +43,19 @@ def test_loss_curves_of_several_runs():
         assert [line.get_color() for line in lines] == list(plots.COLORS[:3])
         assert [line.get_markersize() for line in lines] == [5, 0, 5]
     figure.draw_without_rendering()
-    (legend,) = figure.legends
-    texts = [text.get_text() for text in legend.get_texts()[2:]]
-    assert texts[:2] == ["_hidden?: 75.00%", "$x$: 99.17%"]
-    assert texts[2] == "a name that is … name that is : 50.00%"
+    texts = [text.get_text() for text in figure.legends[0].get_texts()[2:]]
+    names = "_hidden?: 75.00%", r"\$x\$: 99.17%", "a name that is … name that is : 50.00%"
+    assert texts == [f" {name}" for name in names]
 
 
 def test_a_long_run_is_drawn_by_its_extremes():
-    losses = np.random.default_rng(0).uniform(0.5, 1, (600, 100)).astype(np.float32)
+    losses = RNG.uniform(0.5, 1, (600, 100)).astype(np.float32)
     losses[123, 45], losses[321, 12], losses[7] = 0.1, 3.0, np.nan
     drawn = plots.loss_curves({"x": records(600)}, losses).axes[0].lines[0].get_xydata()
     assert len(drawn) == 10_000
-    low, high = drawn[np.nanargmin(drawn[:, 1])], drawn[np.nanargmax(drawn[:, 1])]
-    np.testing.assert_allclose((low[1], high[1]), (0.1, 3.0), rtol=1e-6)
-    np.testing.assert_allclose((low[0], high[0]), (123.46, 321.13), atol=0.13)
+    extremes = drawn[[np.nanargmin(drawn[:, 1]), np.nanargmax(drawn[:, 1])]]
+    np.testing.assert_allclose(extremes[:, 1], (0.1, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(extremes[:, 0], (123.46, 321.13), atol=0.13)
     assert np.isnan(drawn[np.abs(drawn[:, 0] - 7.5) < 0.3, 1]).all()
 
 
@@ -70,43 +64,37 @@ def test_the_figures_of_a_run():
     params = {"params": {"linear_0": {"weight": np.ones((20, 784), np.float32)}}}
     figures = plots.run_figures(records(3), LOSSES, params, images, LABELS, TABLE)
     assert list(figures) == ["loss.png", "confusion.png", "mistakes.png", "weights.png"]
-    axes, bar = figures["confusion.png"].axes
+    axes, _ = figures["confusion.png"].axes
     shown = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
-    assert shown == {(0, 0): "1", (1, 0): "1", (2, 1): "1", (0, 1): "1", (0, 2): "1"}
+    assert shown == dict.fromkeys([(0, 0), (1, 0), (2, 1), (0, 1), (0, 2)], "1")
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true digit", "predicted digit")
-    assert bar.get_ylabel() == "images predicted as another digit"
     assert figures["confusion.png"].get_suptitle() == "1 of 5 test images are right"
     sheet = [axes for axes in figures["mistakes.png"].axes if axes.images]
-    for axes, index in zip(sheet, [1, 3, 2, 4], strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), images[index])
+    found = [axes.images[0].get_array() for axes in sheet]
+    np.testing.assert_array_equal(found, images[[1, 3, 2, 4]])
     assert sheet[0].get_title() == "said 1: 80.0%\nis 0: 20.0%"
     right = plots.mistake_grid(images, TABLE.argmax(axis=1), TABLE)
     assert right.get_suptitle() == "No test image was mistaken"
 
 
 def test_weights_lie_where_their_pixels_do():
-    weight = np.random.default_rng(0).normal(size=(20, 784)).astype(np.float32)
+    weight = RNG.normal(size=(20, 784)).astype(np.float32)
     weight[[3, 17]] *= 0.1
     figure = plots.weight_grid(weight, columns=6, most=18)
-    tiled = figure.axes[0].images[0].get_array()
-    assert tiled.shape == (90, 180)
-    for place, unit in enumerate(unit for unit in range(20) if unit not in (3, 17)):
-        top, left = place // 6 * 30 + 1, place % 6 * 30 + 1
-        tile = tiled[top : top + 28, left : left + 28]
-        np.testing.assert_array_equal(tile, weight[unit].reshape(28, 28))
-    low, high = figure.axes[0].images[0].get_clim()
-    assert -low == high == np.abs(weight).max()
+    tiles = figure.axes[0].images[0].get_array().reshape(3, 30, 6, 30).swapaxes(1, 2)
+    shown = tiles[:, :, 1:29, 1:29].reshape(18, 784)
+    np.testing.assert_array_equal(shown, np.delete(weight, [3, 17], axis=0))
+    assert figure.axes[0].images[0].get_clim()[1] == np.abs(weight).max()
     assert "18 largest of 20 units" in figure.get_suptitle()
 
 
 def test_grids_and_probabilities(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 28, 28), np.uint8)
+    images = RNG.integers(0, 256, (2, 3, 28, 28), np.uint8)
     (axes,) = plots.digit_grid(images, "a title").axes
     np.testing.assert_array_equal(axes.images[0].get_array()[28:, 28:56], images[1, 1])
     figure = plots.probability_figure(images[0], TABLE[:3], ["$a$", "三", "c"])
     bars = [axes for axes in figure.axes if axes.patches]
-    for axes, row in zip(bars, TABLE, strict=False):
-        assert [bar.get_width() for bar in axes.patches] == row.tolist()
-        assert axes.texts[row.argmax()].get_text() == f"{row.max():.1%}"
+    assert [[bar.get_width() for bar in axes.patches] for axes in bars] == TABLE[:3].tolist()
+    assert [text.get_text() for text in bars[0].texts] == ["90.0%", "10.0%", "0.0%"]
     plots.save_figure(figure, tmp_path / "x.PNG")
     assert (tmp_path / "x.PNG").read_bytes().startswith(b"\x89PNG")
