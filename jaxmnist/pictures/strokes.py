@@ -38,10 +38,14 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     white but for the edges, as MNIST's digits were before they were shrunk.
     """
     small = max(picture.shape) <= SMALL
-    ink = _contrast(picture, small)
-    strong = _digit(ink) if ink.any() else ink.astype(bool)
-    if not strong.any():
-        return np.zeros_like(ink)
+    ink = _contrast(picture, small) if np.ptp(picture) >= CONTRAST else np.zeros_like(picture)
+    if not ink.any():
+        return ink
+    strong = _digit(ink)
+    y, x = (slice(at.min(), at.max() + 1) for at in np.nonzero(strong))
+    if _is_panel(strong[y, x]):
+        edge = 2 + (y.stop - y.start) // 50  # which may be soft
+        return find_strokes(picture[y, x][edge:-edge, edge:-edge])
     # Soft edges belong to the digit, but not those of something else, as of a removed line.
     other = (ink >= WEAK) & ~strong
     pitch = (np.ptp(np.nonzero(strong), axis=1).max() + 1) / BOX  # pixels for one of MNIST's
@@ -59,25 +63,44 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     return _thickened(np.clip((ink - SHARP[0]) / (SHARP[1] - SHARP[0]), 0, 1))
 
 
+def _is_panel(part: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether it is a sheet on a desk, or an image in a plot: a full rectangle, something on it."""
+    filled = ndimage.binary_fill_holes(part)
+    return bool(
+        min(part.shape) > SMALL
+        and filled.mean() > 0.95
+        and part.mean() > 0.7
+        and part.sum() < 0.997 * filled.sum()
+    )
+
+
 def _contrast(picture: Float32[np.ndarray, "h w"], small: bool) -> Float32[np.ndarray, "h w"]:
     """The ink, of which the strongest is 1; 0 everywhere if nothing stands out."""
     smooth = picture if small else ndimage.uniform_filter(picture, 3)  # against noise
-    wide = max(1, max(picture.shape) // 2)
-    flat = picture if small else smooth - ndimage.uniform_filter(smooth, wide, mode="nearest")
-    light = flat > (flat.min() + flat.max()) / 2
-    if light.all() or not light.any():
-        return np.zeros_like(picture)
-    dark_ink = _surrounds(light) > _surrounds(~light)
-    sign, high = (-1, ~light) if dark_ink else (1, light)
-    paper = _paper(sign * smooth, high)
+    sign, high = _ink_side(smooth)
+    if small:  # the digit may fill it, but hardly all of its border
+        paper, even = np.quantile(sign * _ring(smooth, 0), 0.25), True
+    else:
+        low, paper, upper = np.quantile(sign * smooth[~high], (0.05, 0.5, 0.95))
+        even = upper - low < EVEN * (np.median(sign * smooth[high]) - paper)
+    if not even:
+        wide, reach = max(picture.shape) // 2, max(picture.shape) // 8
+        sign, _ = _ink_side(smooth - ndimage.uniform_filter(smooth, wide, mode="nearest"))
+        # Paper is darkest in all of a window a quarter as wide.
+        paper = ndimage.grey_opening(sign * smooth, 2 * reach + 1, mode="nearest")
+        paper = ndimage.uniform_filter(paper, 2 * (reach // 4) + 1, mode="nearest")
     ink = np.maximum(sign * picture - paper, 0)
-    if dark_ink:  # in the shade there is less light to take away
+    if sign < 0:  # in the shade there is less light to take away
         ink *= np.median(paper) / np.minimum(paper, -0.05)
     smooth = ink if small else ndimage.uniform_filter(ink, 3)
-    level = smooth.max()
-    if level < (CONTRAST if small else max(CONTRAST, NOISE * np.quantile(smooth, 0.25))):
-        return np.zeros_like(ink)
-    return ink / level
+    level, noise = smooth.max(), 0 if even else NOISE * np.quantile(smooth, 0.25)
+    return (ink / level if level >= max(CONTRAST, noise) else 0 * ink).astype(np.float32)
+
+
+def _ink_side(values: Float32[np.ndarray, "h w"]) -> tuple[int, Bool[np.ndarray, "h w"]]:
+    """1 if ink is what is high, -1 if it is what is low, and where it is, roughly."""
+    high = values >= (values.min() + values.max()) / 2
+    return (-1, ~high) if _surrounds(high) > _surrounds(~high) else (1, high)
 
 
 def _surrounds(mask: Bool[np.ndarray, "h w"]) -> float:
@@ -95,20 +118,6 @@ def _ring(values: np.ndarray, depth: float) -> np.ndarray:
     return np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]])
 
 
-def _paper(
-    darkness: Float32[np.ndarray, "h w"], high: Bool[np.ndarray, "h w"]
-) -> Float32[np.ndarray, "h w"]:
-    """What would be there without ink."""
-    if max(darkness.shape) <= SMALL:  # the digit may fill it, but hardly all of its border
-        return np.full_like(darkness, np.quantile(_ring(darkness, 0), 0.25))
-    low, middle, upper = np.quantile(darkness[~high], (0.05, 0.5, 0.95))
-    if upper - low < EVEN * (np.median(darkness[high]) - middle):
-        return np.full_like(darkness, middle)
-    reach = max(darkness.shape) // 8  # it is dark in all of a window a quarter as wide
-    paper = ndimage.grey_opening(darkness, 2 * reach + 1, mode="nearest")
-    return ndimage.uniform_filter(paper, 2 * (reach // 4) + 1, mode="nearest")
-
-
 def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Where the digit is: parts that are no lines, no specks and, if there are any, no border."""
     parts, count = ndimage.label(_without_lines(ink >= WEAK), TOUCHING)
@@ -121,11 +130,12 @@ def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
         mass = inner
     boxes = ndimage.find_objects(parts)
     top, bottom, left, right = np.array([(y.start, y.stop, x.start, x.stop) for y, x in boxes]).T
-    height, main = bottom - top, int(mass[1:].argmax())
-    within = (top > top[main]) & (bottom < bottom[main]) & (left > left[main])
-    within &= (right < right[main]) & (height > 0.4 * height[main]) & (mass[1:] > 0)
-    if within.any():  # the largest part is a frame around the digit
-        mass[main + 1] = 0
+    height = bottom - top
+    outer = int((height * (right - left) * (mass[1:] > 0)).argmax())
+    within = (top > top[outer]) & (bottom < bottom[outer]) & (left > left[outer])
+    within &= (right < right[outer]) & (height > 0.4 * height[outer]) & (mass[1:] > 0)
+    if within.any():  # the widest part is a frame around the digit
+        mass[outer + 1] = 0
     flat = right - left > FLAT * height
     if not flat.all():
         main = int(np.where(flat, 0, mass[1:]).argmax())
