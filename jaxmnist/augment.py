@@ -24,6 +24,8 @@ from jaxmnist.types import AnyArray
 Strength = float | Float[AnyArray, ""]
 Images = TypeVar("Images", UInt8[AnyArray, "n h w"], Float[AnyArray, "n h w"])
 
+# The strengths that are about as large as the differences of people's handwriting.
+HANDWRITING = dict(rotation=10, scaling=0.1, shearing=0.15, shifting=1, elasticity=0.8, stroke=0.5)
 SMOOTH = 5.0  # pixels, the standard deviation of the Gaussian that smooths an elastic field
 
 
@@ -95,7 +97,7 @@ def augment(
 
 
 def handwriting(key: PRNGKeyArray, images: Images, strength: Strength = 1.0) -> Images:
-    """`augment` about as strongly as people's handwriting differs, times `strength`.
+    """`augment` with the strengths `HANDWRITING`, times `strength`.
 
     >>> handwriting(jax.random.key(0), np.zeros((2, 28, 28), np.uint8)).dtype
     dtype('uint8')
@@ -103,16 +105,8 @@ def handwriting(key: PRNGKeyArray, images: Images, strength: Strength = 1.0) -> 
     if not _is_zero(strength):
         # Keeps XLA from folding the constants, so that a traced strength gives the same bits.
         strength = jax.lax.optimization_barrier(jnp.asarray(strength, jnp.float32))
-    return augment(
-        key,
-        images,
-        rotation=10 * strength,
-        scaling=0.1 * strength,
-        shearing=0.15 * strength,
-        shifting=1 * strength,
-        elasticity=0.8 * strength,
-        stroke=0.5 * strength,
-    )
+    strengths = {name: usual * strength for name, usual in HANDWRITING.items()}
+    return augment(key, images, **strengths)
 
 
 def _is_zero(strength: Strength) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from jaxmnist.augment import SMOOTH, _field, augment, handwriting
+from jaxmnist.augment import HANDWRITING, SMOOTH, _field, augment, handwriting
 
 KEY = jax.random.key(3)
 KEYS = jax.random.split(KEY, 6)  # of rotation, scaling, shearing, shifting, elasticity, stroke
@@ -31,6 +31,11 @@ def warp(image, matrix, move=(0.0, 0.0), field=0.0):
     centred = grid - middle - np.asarray(move)[:, None, None]
     at = np.einsum("ij,jyx->iyx", np.linalg.inv(matrix), centred) + middle + field
     return ndimage.map_coordinates(np.pad(image.astype(float), 3), at + 3, order=1)
+
+
+def assert_alike(images, others):
+    """Up to the one grey level that rounding may make."""
+    assert np.abs(np.asarray(images, int) - np.asarray(others, int)).max() <= 1
 
 
 def uniform(key, *shape):
@@ -80,41 +85,28 @@ def test_strength_0_is_the_identity_to_the_bit(digits, dtype):
 
 
 def test_handwriting_is_augment_at_usual_strengths(digits):
-    half = [5, 0.05, 0.075, 0.5, 0.4, 0.25]
-    expected = np.asarray(augment(KEY, digits, **dict(zip(STRONG, half, strict=True))), int)
-    assert np.abs(np.asarray(handwriting(KEY, digits, 0.5), int) - expected).max() <= 1
+    half = {name: strength / 2 for name, strength in HANDWRITING.items()}
+    assert_alike(handwriting(KEY, digits, 0.5), augment(KEY, digits, **half))
     traced = jax.jit(handwriting)(KEY, digits, 0.5)  # as in a population
     constant = jax.jit(lambda key, images: handwriting(key, images, 0.5))(KEY, digits)
     np.testing.assert_array_equal(traced, constant)
     np.testing.assert_array_equal(handwriting(KEY, digits, 0), digits)
 
 
-def test_the_distributions():
-    """Measured on images of one bright square far from the centre, or by the field itself."""
-    n = 4000
-    field = np.asarray(_field(KEY, np.zeros((n, 28, 28)), 1.5))
+def test_an_elastic_field_is_normal_and_smooth():
+    field = np.asarray(_field(KEY, np.zeros((4000, 28, 28)), 1.5))
     at = field[:, :, [0, 13, 27], [0, 20, 5]]
     assert stats.kstest(at.ravel() / 1.5, "norm").pvalue > 1e-3
     near = np.corrcoef(field[:, 0, 14, 10], field[:, 0, 14, 15])[0, 1]
     assert abs(near - np.exp(-(5**2) / (4 * SMOOTH**2))) < 0.05
     assert abs(np.corrcoef(field[:, 0, 14, 10], field[:, 1, 14, 10])[0, 1]) < 0.06
 
-    images = np.zeros((n, 28, 28), np.float32)
-    images[:, 13:15, 20:22] = 1  # 7 pixels to the right of the centre
-    moved = np.asarray(augment(KEY, images, shifting=2.0))
-    rows = (moved.sum(2) @ np.arange(28)) / moved.sum((1, 2)) - 13.5
-    assert stats.kstest(rows / 2, "uniform", (-1, 2)).pvalue > 1e-3
-    turned = np.asarray(augment(KEY, images, rotation=30.0))
-    y, x = (turned.sum(axis) @ (np.arange(28) - 13.5) for axis in (2, 1))
-    assert stats.kstest(np.rad2deg(np.arctan2(-y, x)), "uniform", (-30, 60)).pvalue > 1e-3
-
 
 @pytest.mark.slow
 def test_a_shorter_batch_a_vmap_and_a_jit_change_nothing(digits):
-    whole = np.asarray(augment(KEY, digits, **STRONG), int)
+    whole = augment(KEY, digits, **STRONG)
     jitted = jax.jit(lambda key, images: augment(key, images, **STRONG))
-    members = jax.vmap(jitted, (0, None))(jax.random.split(KEY, 3), digits)
-    alone = [jitted(key, digits) for key in jax.random.split(KEY, 3)]
-    pairs = (whole[:10], augment(KEY, digits[:10], **STRONG)), (whole, jitted(KEY, digits))
-    for one, other in (*pairs, (members, np.stack(alone))):
-        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1  # rounding
+    assert_alike(augment(KEY, digits[:10], **STRONG), whole[:10])
+    assert_alike(jitted(KEY, digits), whole)
+    members = jax.vmap(jitted, (0, None))(KEYS[:3], digits)
+    assert_alike(members, [jitted(key, digits) for key in KEYS[:3]])
