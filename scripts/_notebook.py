@@ -58,11 +58,9 @@ class Output:
 
 def show(cell: int, what: str, ours: object) -> Output:
     """What the notebook's cell printed, and what ours does."""
-    both = ("notebook", outputs[cell, what]), ("jaxmnist", as_text(ours))
-    lines = (
-        f"{f'[{cell}]':>4} {name}  " + text.replace("\n", "\n" + " " * 15) for name, text in both
-    )
-    return Output("\n".join(lines))
+    both = {"notebook": outputs[cell, what], "jaxmnist": as_text(ours)}
+    lines = (f"{f'[{cell}]':>4} {name}  {text}" for name, text in both.items())
+    return Output("\n".join(line.replace("\n", "\n" + 15 * " ") for line in lines))
 
 
 def compare(cell: int, what: str, ours: object, within: float = 0.0) -> Output:
@@ -107,26 +105,19 @@ def figure(draw: "Callable[..., Figure]", *arguments: object) -> Output:
     return Output("A figure; notebook.ipynb shows it.", png)
 
 
-def read_cells(path: Path) -> list[tuple[str, str]]:
-    """The kind, "markdown" or "code", and the source of each cell."""
-    _, *parts = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.M)
-    return [
-        ("markdown", re.sub("^# ?", "", text.strip(), flags=re.M))
-        if mark
-        else ("code", text.strip())
-        for mark, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
-
-
 def run_cells(path: Path, options: Options) -> None:
     """Run the notebook's cells; a number that is not the notebook's is an error."""
     global data_dir
     data_dir = options.data.data_dir
     cells: list[dict[str, Any]] = []
     namespace: dict[str, Any] = {}
-    for kind, source in read_cells(path):
-        cells.append({"cell_type": kind, "id": f"{len(cells)}", "metadata": {}, "source": source})
-        if kind == "code":
+    _, *parts = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.M)
+    for mark, source in zip(parts[::2], map(str.strip, parts[1::2]), strict=True):
+        cells.append({"cell_type": "code", "id": f"{len(cells)}", "metadata": {}, "source": source})
+        if mark:
+            text = re.sub("^# ?", "", source, flags=re.M)
+            cells[-1] |= {"cell_type": "markdown", "source": text}
+        else:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed if options.ipynb else sys.stdout):
                 value = run_cell(source, namespace)
