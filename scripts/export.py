@@ -13,7 +13,7 @@ from typing import Literal
 
 from _options import load_model, local_path, weights
 
-FILES = {"safetensors": "weights.safetensors", "stablehlo": "model.stablehlo", "onnx": "model.onnx"}
+FILES = dict(safetensors="weights.safetensors", stablehlo="model.stablehlo", onnx="model.onnx")
 FILES["page"] = "sketchpad.html"
 USES = {
     "safetensors": "PyTorch: model.load_state_dict(safetensors.torch.load_file(path))",
@@ -52,10 +52,8 @@ def main(options: Options) -> None:
     try:
         contents = {name: getattr(export, f"to_{name}")(params) for name in options.formats}
     except ModuleNotFoundError as error:
-        hint = cli.install_hint("export")
-        raise JaxmnistError(
-            f"this needs {error.name}: {hint}, or leave out its --formats"
-        ) from error
+        hint = f"{cli.install_hint('export')}, or leave out its --formats"
+        raise JaxmnistError(f"this needs {error.name}: {hint}") from error
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"Exporting {'-'.join(map(str, layer_sizes(params)))} to {options.out}:")
     for name, content in contents.items():

@@ -64,28 +64,22 @@ def prepared(request, tmp_path):
 def test_stored_order_sorts_by_the_hash_that_tfds_gives_its_keys(split):
     from tensorflow_datasets.core.hashing import Hasher
 
-    hasher = Hasher(split)
-    order = stored_order(split, 1000)
-    assert sorted(order) == list(range(1000))
-    hashes = [hasher.hash_key(index) for index in order]
-    assert hashes == sorted(hashes)
+    assert stored_order(split, 1000) == sorted(range(1000), key=Hasher(split).hash_key)
 
 
 def test_a_copy_is_found_from_each_level_and_read_in_mnists_order(prepared, tmp_path):
     for place in (prepared, prepared.parent, tmp_path):
         assert find_prepared(place) == prepared
-    arrays = read_prepared(prepared)
-    assert list(arrays) == ["train_images", "train_labels", "test_images", "test_labels"]
-    expected = (IMAGES[:6], np.arange(6), IMAGES[6:], np.arange(6, 9))
-    np.testing.assert_equal(tuple(arrays.values()), expected)
+    expected = {"train_images": IMAGES[:6], "train_labels": np.arange(6)}
+    expected |= {"test_images": IMAGES[6:], "test_labels": np.arange(6, 9)}
+    np.testing.assert_equal(read_prepared(prepared), expected)
 
 
 def test_what_is_no_prepared_copy(tmp_path, monkeypatch):
-    for name in ("incomplete.5A5A5A_3.0.1", "3.0.1.incomplete5A5A5A", "2.0.0"):
+    for name in ("incomplete.5A5A5A_3.0.1", "3.0.1.incomplete5A5A5A", "2.0.0", "3.0.1"):
         (tmp_path / "mnist" / name).mkdir(parents=True)
-        (tmp_path / "mnist" / name / "mnist-train.tfrecord-00000-of-00001").touch()
-    (tmp_path / "mnist" / "3.0.1").mkdir()
-    (tmp_path / "mnist" / "3.0.1" / "mnist-train.parquet-00000-of-00001").touch()
+        kind = "parquet" if name == "3.0.1" else "tfrecord"
+        (tmp_path / "mnist" / name / f"mnist-train.{kind}-00000-of-00001").touch()
     assert find_prepared(tmp_path) is None
     assert find_prepared(tmp_path / "absent") is None
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
@@ -119,11 +113,9 @@ def test_what_tfds_prepared_is_mnist(mnist_dir, mnist, tmp_path, monkeypatch, fi
         pytest.skip("JAXMNIST_TF_PYTHON names no Python with tensorflow and tensorflow-datasets")
     monkeypatch.undo()
     script = Path(__file__).with_name("prepare_tfds.py")
-    subprocess.run(
-        [interpreter, script, mnist_dir, tmp_path, file_format, str(shards)],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        check=True,
-    )
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    command = [interpreter, script, mnist_dir, tmp_path, file_format, str(shards)]
+    subprocess.run(command, check=True)
     arrays = read_prepared(find_prepared(tmp_path))
     for name, dataset in zip(("train", "test"), mnist, strict=True):
         np.testing.assert_array_equal(arrays[f"{name}_images"], dataset.images)
