@@ -23,11 +23,3 @@ class CheckpointError(JaxmnistError):
 
 class UsageError(JaxmnistError):
     """What was asked for cannot be done as it was asked; the scripts exit with 2."""
-
-
-class Stopped(Exception):
-    """A signal ended the work; the scripts exit with 128 + its number."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.code = 128 + number

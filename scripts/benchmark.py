@@ -43,29 +43,23 @@ class Program(NamedTuple):
     """A program to time. It prints its result as a line of JSON, or as scripts/train.py does."""
 
     label: str
-    path: Path
+    path: str  # within scripts/
     needs: str = "jax"  # a package
 
 
-def peer(label: str, name: str, needs: str = "jax") -> Program:
-    """A program in scripts/peers/."""
-    return Program(label, Path(HERE, "peers", f"{name}.py"), needs)
-
-
 PROGRAMS = {
-    "ours": Program("jaxmnist", Path(HERE, "train.py")),
-    "first": Program("jaxmnist, first start, empty cache", Path(HERE, "train.py")),
-    "numpy": peer("NumPy by hand, OpenBLAS", "numpy_openblas"),
-    "linen": peer("Flax Linen, a step per batch", "flax_linen"),
-    "nnx": peer("Flax NNX, a step per batch", "flax_nnx"),
-    "equinox": peer("Equinox, a step per batch", "equinox_optax", "equinox"),
-    "torch": peer("PyTorch, data in memory", "torch_memory", "torch"),
-    "compiled": peer("PyTorch, torch.compile", "torch_compile", "torch"),
-    "notebook": peer("PyTorch as in the notebook", "torch_notebook", "torch"),
+    "ours": Program("jaxmnist", "train.py"),
+    "first": Program("jaxmnist, first start, empty cache", "train.py"),
+    "numpy": Program("NumPy by hand, OpenBLAS", "peers/numpy_openblas.py"),
+    "linen": Program("Flax Linen, a step per batch", "peers/flax_linen.py"),
+    "nnx": Program("Flax NNX, a step per batch", "peers/flax_nnx.py"),
+    "equinox": Program("Equinox, a step per batch", "peers/equinox_optax.py", "equinox"),
+    "torch": Program("PyTorch, data in memory", "peers/torch_memory.py", "torch"),
+    "compiled": Program("PyTorch, torch.compile", "peers/torch_compile.py", "torch"),
+    "notebook": Program("PyTorch as in the notebook", "peers/torch_notebook.py", "torch"),
 }
-GROWING = {"ours": peer("jaxmnist", "ours")} | {
-    n: PROGRAMS[n] for n in ("compiled", "linen", "numpy")
-}
+GROWING = {"ours": Program("jaxmnist", "peers/ours.py")}
+GROWING |= {name: PROGRAMS[name] for name in ("compiled", "linen", "numpy")}
 # What every seed of this training ends in: the mean loss of the fifth epoch, the test accuracy.
 EXPECTED = {"loss": (0.37, 0.41), "accuracy": (0.885, 0.915)}
 # What a program finds of the environment: no number of threads, no flags of XLA, JAX or PyTorch.
@@ -73,9 +67,16 @@ KEPT = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIB
 
 
 # The notebook's training but for one thing, for `--growth`.
-GROWTH: list[dict[str, Any]] = [{"batch": size} for size in (16, 64, 256, 1024, 4096)]
-GROWTH += [{"hidden": (width, width)} for width in (64, 256, 1024, 4096)]
-GROWTH += [{"models": count} for count in (4, 16, 64)]
+GROWTH: dict[str, dict[str, Any]] = {
+    **{f"batch of {size:,}": {"batch": size} for size in (16, 64, 256, 1024, 4096)},
+    **{f"width {width:,}": {"hidden": (width, width)} for width in (64, 256, 1024, 4096)},
+    **{f"{count} models": {"models": count} for count in (4, 16, 64)},
+}
+
+
+def a_program(name: str) -> str | None:
+    """A check: there is a program of this name."""
+    return None if name in PROGRAMS else " or ".join(PROGRAMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +85,14 @@ class Options:
 
     runs: int = cli.option(7, "How many turns are timed.", o.at_least(1))
     only: tuple[str, ...] = cli.option(
-        (),
-        f"Only these programs: {', '.join(PROGRAMS)}.",
-        lambda name: None if name in PROGRAMS else " or ".join(PROGRAMS),
-        metavar="NAME",
+        (), f"Only these programs: {', '.join(PROGRAMS)}.", a_program, metavar="NAME"
     )
     growth: bool = cli.option(
         False, "Show how the time of an image grows with the batch, the width and the models."
     )
     device: Literal["auto", "cpu"] = cli.option("auto", "Where to train.")
     out: Path = cli.option(
-        Path("runs/benchmark"),
-        "Directory for the figures and a chart.",
-        o.local_path,
-        metavar="DIR",
+        Path("runs/benchmark"), "Directory for figures and a chart.", o.local_path, metavar="DIR"
     )
 
 
@@ -107,32 +102,26 @@ def main(options: Options) -> None:
 
     from jaxmnist.plots import save_figure
 
-    bench = Bench(options.out / "work", options.device)
-    bench.prepare()
-    jobs: dict[str, tuple[Program, Turn]] = {
-        name: (program, {})
-        for name, program in PROGRAMS.items()
-        if name in (options.only or PROGRAMS)
-    }
+    programs = {name: PROGRAMS[name] for name in PROGRAMS if name in (options.only or PROGRAMS)}
+    jobs: dict[str, tuple[Program, Turn]] = {name: (p, {}) for name, p in programs.items()}
     if options.growth:
         jobs = {
-            f"{point(changes)}, {name}": (
-                program,
-                changes | {"epochs": 1, "images": images(changes)},
-            )
-            for changes in GROWTH
+            f"{point}, {name}": (program, changes | {"epochs": 1, "images": images(changes)})
+            for point, changes in GROWTH.items()
             for name, program in GROWING.items()
         }
     jobs = {name: job for name, job in jobs.items() if importlib.util.find_spec(job[0].needs)}
     result: Result = {name: [] for name in jobs}
     file = options.out / ("growth.json" if options.growth else "programs.json")
+    work = options.out.absolute() / "work"
+    prepare(work)
     for turn in tqdm.trange(options.runs + 1, unit="turn", leave=False, disable=None):
-        for name, (program, changes) in jobs.items():
-            found = bench.run(program, changes, first=name == "first")
+        for name, job in jobs.items():
+            found = run(work, options.device, *job, first=name == "first")
             if turn:  # the first one warms up
                 result[name].append(found)
         file.write_text(json.dumps({"machine": machine(), "turns": result}, indent=1))
-    shutil.rmtree(bench.directory)
+    shutil.rmtree(work)
     print(f"{machine()}\n\n{growth_table(result) if options.growth else table(result)}\n")
     print(f"Median (smallest to largest) of {options.runs} turns; ratios within a turn.")
     print("\n".join(notes(result)))
@@ -141,61 +130,46 @@ def main(options: Options) -> None:
     print(f"Wrote {options.out}")
 
 
-class Bench:
-    """Where the programs run: their directory, data and environment."""
+def prepare(work: Path) -> None:
+    """Write MNIST where the peers read it, and into the caches that ours start from."""
+    import numpy as np
 
-    def __init__(self, directory: Path, device: str) -> None:
-        self.directory, self.device = directory.absolute(), device
-        self.environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-        self.environment["TORCHINDUCTOR_CACHE_DIR"] = str(self.directory / "inductor")
-        self.environment |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+    from jaxmnist import load_mnist
+    from jaxmnist.datasets.cache import cache_dir
 
-    def prepare(self) -> None:
-        """Write MNIST where the peers read it, and into the caches that ours start from."""
-        import numpy as np
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "data").mkdir(parents=True)
+    arrays: dict[str, Any] = {}
+    for prefix, part in zip(("", "test_"), load_mnist(), strict=True):
+        arrays[f"{prefix}images"] = np.asarray(part.images).reshape(-1, 784)
+        arrays[f"{prefix}labels"] = np.asarray(part.labels)
+    np.savez(work / "mnist.npz", **arrays)
+    for path in cache_dir().glob("mnist*"):
+        shutil.copy(path, work / "data")
 
-        from jaxmnist import load_mnist
-        from jaxmnist.datasets.cache import cache_dir
 
-        shutil.rmtree(self.directory, ignore_errors=True)
-        (self.directory / "data").mkdir(parents=True)
-        train, test = (tuple(map(np.asarray, part)) for part in load_mnist())
-        np.savez(
-            self.directory / "mnist.npz",
-            images=train[0].reshape(-1, 784),
-            labels=train[1],
-            test_images=test[0].reshape(-1, 784),
-            test_labels=test[1],
-        )
-        for path in cache_dir().glob("mnist*"):
-            shutil.copy(path, self.directory / "data")
-
-    def run(self, program: Program, changes: Turn, *, first: bool = False) -> Turn:
-        """Run a program once, in a new cache if it is to be its first start."""
-        ours = program.path.name == "train.py"
-        cache = self.directory / ("first" if first else "warm")
-        if first:
-            shutil.rmtree(cache, ignore_errors=True)
-        if not cache.exists():
-            shutil.copytree(self.directory / "data", cache)
-        arguments = (
-            ["--device", self.device] if ours else [self.directory / "mnist.npz", self.device]
-        )
-        arguments += [json.dumps(changes)] if changes else []
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, program.path, *map(str, arguments)],
-            env=self.environment | {"JAXMNIST_CACHE_DIR": str(cache)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        whole = time.perf_counter() - start
-        if done.returncode:
-            return {
-                "problem": (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
-            }
-        return {"whole": whole, **read(done.stdout), "changes": changes}
+def run(work: Path, device: str, program: Program, changes: Turn, *, first: bool) -> Turn:
+    """Run a program once, in a new cache if it is to be its first start."""
+    cache = work / ("first" if first else "warm")
+    if first:
+        shutil.rmtree(cache, ignore_errors=True)
+    if not cache.exists():
+        shutil.copytree(work / "data", cache)
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    environment |= {"JAXMNIST_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor"}
+    environment |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+    words = ["--device", device] if program.path == "train.py" else [f"{work}/mnist.npz", device]
+    words += [json.dumps(changes)] if changes else []
+    command = [sys.executable, f"{HERE}/{program.path}", *words]
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    whole = time.perf_counter() - start
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        return {"problem": said[-1] if said else f"code {done.returncode}"}
+    return {"whole": whole, **read(done.stdout), "changes": changes}
 
 
 def read(stdout: str) -> Turn:
@@ -227,15 +201,13 @@ def spread(numbers: Sequence[float]) -> str:
 
 def table(result: Result) -> str:
     """A row for each program."""
-    header = ["program", "whole process, s", "to ours", "training, s", "to ours", "images/s"]
-    rows, marked = [header], {note.partition(":")[0] for note in notes(result)}
+    rows = [["program", "whole process, s", "to ours", "training, s", "to ours", "images/s"]]
+    marked = {note.partition(":")[0] for note in notes(result)}
     for name, turns in result.items():
         cells = [PROGRAMS[name].label + (" [!]" if f"[!] {name}" in marked else "")]
         for key in ("whole", "training"):
-            cells += [
-                spread(values(turns, key)),
-                spread(values(turns, key, result.get("ours", turns))),
-            ]
+            ratios = values(turns, key, result.get("ours", turns))
+            cells += [spread(values(turns, key)), spread(ratios)]
         training = values(turns, "training")
         rows.append([*cells, f"{300_000 / statistics.median(training):,.0f}" if training else ""])
     return markdown(rows)
@@ -244,24 +216,13 @@ def table(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """Which programs failed, or ended at a loss or an accuracy that this training does not have."""
     found = {}
-    for name, turns in result.items():
-        for turn in turns:
-            expected = EXPECTED if not turn.get("changes") else {}
-            off = [
-                k for k, (low, high) in expected.items() if k in turn and not low <= turn[k] <= high
-            ]
-            if "problem" in turn or off:
-                said = [f"its {key} is {turn[key]:.4f}" for key in off]
-                found[name] = f"[!] {name}: {turn.get('problem') or ', '.join(said)}"
+    for name, turn in ((name, turn) for name, turns in result.items() for turn in turns):
+        expected = EXPECTED if not turn.get("changes") else {}
+        off = [k for k, (a, b) in expected.items() if k in turn and not a <= turn[k] <= b]
+        if "problem" in turn or off:
+            said = ", ".join(f"its {key} is {turn[key]:.4f}" for key in off)
+            found[name] = f"[!] {name}: {turn.get('problem') or said}"
     return list(found.values())
-
-
-def point(changes: Mapping[str, Any]) -> str:
-    """What is changed, in words."""
-    [(name, value)] = changes.items()
-    return {"batch": "batch of {}", "models": "{} models", "hidden": "width {}"}[name].format(
-        f"{value[0] if name == 'hidden' else value:,}"
-    )
 
 
 def images(changes: Mapping[str, Any]) -> int:
@@ -274,17 +235,17 @@ def images(changes: Mapping[str, Any]) -> int:
 
 def growth_table(result: Result) -> str:
     """A row for each point: the time of one image and one model, and the others' ratios to it."""
-    rows = [["", "µs an image", *(program.label for program in list(GROWING.values())[1:])]]
-    for changes in GROWTH:
-        turns = {name: result.get(f"{point(changes)}, {name}", []) for name in GROWING}
+    others = list(GROWING)[1:]
+    rows = [["", "µs an image", *(GROWING[name].label for name in others)]]
+    for point, changes in GROWTH.items():
         count = images(changes) * changes.get("models", 1)
-        own = [seconds / count * 1e6 for seconds in values(turns["ours"], "training")]
-        cells = [spread(own)]
-        for name in list(GROWING)[1:]:
-            ratios = values(turns[name], "training", turns["ours"]) if turns[name] else []
-            losses = values(turns[name], "loss", turns["ours"]) if turns[name] else []
-            cells.append(spread(ratios) + " [!]" * any(not 0.9 < loss < 1.1 for loss in losses))
-        rows.append([point(changes), *cells])
+        ours = result.get(f"{point}, ours", [])
+        cells = [spread([seconds / count * 1e6 for seconds in values(ours, "training")])]
+        for name in others:
+            turns = result.get(f"{point}, {name}", [{} for _ in ours])
+            wrong = any(not 0.9 < loss < 1.1 for loss in values(turns, "loss", ours))
+            cells.append(spread(values(turns, "training", ours)) + " [!]" * wrong)
+        rows.append([point, *cells])
     return markdown(rows)
 
 
@@ -292,36 +253,32 @@ def machine() -> str:
     """What a timing is worth nothing without: processor, cores, versions, how busy it is."""
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    parts = [f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"]
     names = ("numpy", "jax", "flax", "optax", "equinox", "torch")
     versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
-    cores, busy = os.cpu_count(), os.getloadavg()[0]
-    return (
-        f"{cpu[1] if cpu else platform.machine()}, {cores} cores; Python "
-        f"{platform.python_version()}, {', '.join(versions)}; load average {busy:.2f}"
-    )
+    parts += [", ".join([f"Python {platform.python_version()}", *versions])]
+    return "; ".join([*parts, f"load average {os.getloadavg()[0]:.2f}"])
 
 
 def chart(result: Result) -> Any:
     """A bar for each program, the slowest first: training, then everything else of its process."""
     from matplotlib.figure import Figure
 
-    median = {
-        name: [statistics.median(values(turns, key) or [0.0]) for key in ("whole", "training")]
-        for name, turns in result.items()
-    }
-    figure = Figure(figsize=(8, 0.9 + 0.36 * len(median)), layout="constrained")
+    rows = []
+    for name, turns in result.items():
+        medians = [statistics.median(values(turns, key) or [0.0]) for key in ("whole", "training")]
+        rows.append((*medians, PROGRAMS[name].label))
+    whole, training, labels = zip(*sorted(rows, reverse=True), strict=True)
+    colors = ["#e8710a" if "jaxmnist" in label else "#3b82c4" for label in labels]
+    figure = Figure(figsize=(8, 0.9 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for name, (whole, training) in sorted(median.items(), key=lambda item: -item[1][0]):
-        color = "#e8710a" if name in ("ours", "first") else "#3b82c4"
-        axes.barh(PROGRAMS[name].label, training, color=color)
-        bar = axes.barh(
-            PROGRAMS[name].label, whole - training, left=training, color=color, alpha=0.45
-        )
-        axes.bar_label(bar, [f"{whole:.1f} s, training {training:.2f} s"], padding=4, fontsize=9)
+    bars = axes.barh(labels, whole, color=colors, alpha=0.45)
+    axes.barh(labels, training, color=colors)
+    texts = [f"{a:.1f} s, training {b:.2f} s" for a, b in zip(whole, training, strict=True)]
+    axes.bar_label(bars, texts, padding=4, fontsize=9)
     axes.margins(x=0.4)
     axes.set(xlabel="seconds, whole process; the full colour is training")
     axes.set_title("784-128-64-10 on MNIST, five epochs in batches of 64", fontsize=10, loc="left")
-    axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
 

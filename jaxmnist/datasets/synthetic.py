@@ -25,7 +25,6 @@ from jaxmnist.data import Dataset
 from jaxmnist.datasets import cache
 from jaxmnist.datasets.skeletons import POINTS, skeletons
 
-ADDED_VERSION = 2  # of the digits that `add_synthetic` adds: another one makes another run
 _ADDED_SEED = 2**32 - 1
 _CHUNK = 500  # images drawn at a time, which bounds the memory to a few tens of MB
 _VERSION = 3  # of the digits or of how they are cached: another one is another cache entry

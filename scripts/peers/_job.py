@@ -39,7 +39,7 @@ def train(
     *,
     prepare: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]] = lambda x, y: (x, y),
     shuffle: Callable[[int, int], Any] = shuffle,
-    collect: Callable[[Any], Any] = np.asarray,
+    collect: Callable[[list], Any] = list,
     times: int = 1,
 ) -> None:
     """Train, test, report.
@@ -50,7 +50,7 @@ def train(
         predict: the digit of each test image.
         prepare: brings images and labels to where a step takes its rows.
         shuffle: the order of an epoch, of the number of images and the epoch.
-        collect: the losses as an array; it waits until they are computed.
+        collect: the losses as numbers of NumPy; it waits until they are computed.
         times: how often to train, one after the other.
     """
     data = load()
@@ -67,7 +67,7 @@ def train(
         for i in starts:
             state, loss = step(state, x, y, order[..., i : i + BATCH])
             losses.append(loss)
-    mean = collect(losses).mean()
+    mean = np.mean(collect(losses))
     seconds = time.perf_counter() - start
     right = np.asarray(predict(state, data["test_images"])) == data["test_labels"]
     report(seconds, mean, right.mean())

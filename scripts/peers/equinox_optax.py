@@ -5,7 +5,6 @@ from itertools import pairwise
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from _job import RATE, SIZES, train
 from jax.typing import ArrayLike
@@ -46,5 +45,5 @@ train(
     init,
     lambda state, x, y, rows: update((x[rows], y[rows]), state),
     lambda state, images: eqx.filter_jit(forward)(state[0], images).argmax(axis=-1),
-    collect=lambda losses: np.asarray(jax.device_get(losses)),
+    collect=jax.device_get,
 )

@@ -5,7 +5,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from _job import MODELS, RATE, SIZES, train
 from flax.training.train_state import TrainState
@@ -66,5 +65,5 @@ train(
     init,
     lambda state, x, y, rows: jitted(state, x[rows], y[rows]),
     predict,
-    collect=lambda losses: np.asarray(jax.device_get(losses)),
+    collect=jax.device_get,
 )
