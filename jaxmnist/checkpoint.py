@@ -21,6 +21,8 @@ import numpy as np
 from jaxmnist.errors import CheckpointError
 from jaxmnist.files import atomic_write
 
+StrPath = str | os.PathLike[str]
+Json = Mapping[str, Any]
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 _METADATA = "jaxmnist_checkpoint"  # one entry: safetensors stores several in random order
 # The metadata is JSON in a string of the header's JSON, and the checksum the first thing in it.
@@ -40,11 +42,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    directory: str | os.PathLike[str],
-    state: Any,
-    *,
-    step: int | None = None,
-    config: Mapping[str, Any] | None = None,
+    directory: StrPath, state: Any, *, step: int | None = None, config: Json | None = None
 ) -> Path:
     """Write `checkpoint-<step>.safetensors` and wait until it is on the disk; the newest 3 stay.
 
@@ -79,7 +77,7 @@ def save(
     return path
 
 
-def load(path: str | os.PathLike[str], like: Any = None) -> Checkpoint:
+def load(path: StrPath, like: Any = None) -> Checkpoint:
     """The checkpoint in this file, after its checksum and its structure are verified.
 
     Args:
@@ -96,12 +94,10 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     found = _decode(path, content)
-    return found if like is None else found._replace(state=as_tree(path, found.state, like))
+    return found._replace(state=as_tree(path, found.state, like))
 
 
-def restore(
-    directory: str | os.PathLike[str], like: Any = None
-) -> tuple[Checkpoint | None, list[str]]:
+def restore(directory: StrPath, like: Any = None) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of a directory, and a line about each newer, damaged one.
 
     (None, []) where there is no checkpoint. `like` is as in `load`.
@@ -116,21 +112,16 @@ def restore(
             found = load(path)
         except CheckpointError as error:
             damaged.append(str(error))
-            continue
-        if like is None:
-            return found, damaged
-        return found._replace(state=as_tree(path, found.state, like)), damaged
+        else:
+            return found._replace(state=as_tree(path, found.state, like)), damaged
     if damaged:
         raise CheckpointError(f"{directory} has no good checkpoint; {damaged[0]}")
     return None, []
 
 
-def list_checkpoints(directory: str | os.PathLike[str]) -> list[tuple[int, Path]]:
+def list_checkpoints(directory: StrPath) -> list[tuple[int, Path]]:
     """The step and the path of each checkpoint in the directory, the oldest first."""
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
+    names = os.listdir(directory) if os.path.exists(directory) else []
     matches = filter(None, map(_NAME.fullmatch, names))
     return sorted((int(match[1]), Path(directory, match[0])) for match in matches)
 
@@ -142,10 +133,15 @@ def named_leaves(state: Any) -> dict[str, Any]:
 
 
 def as_tree(path: Path, leaves: Mapping[str, Any], like: Any) -> Any:
-    """The `named_leaves` in the structure of `like`, or a CheckpointError that names `path`."""
+    """The `named_leaves` in the structure of `like`, or a CheckpointError that names `path`.
+
+    Without `like` they are given back as they are.
+    """
+    if like is None:
+        return leaves
     expected = named_leaves(like)
     for name in [*expected, *sorted(leaves)]:
-        here, there = (_describe(found.get(name)) for found in (expected, leaves))
+        here, there = _describe(expected.get(name)), _describe(leaves.get(name))
         if here != there:
             raise CheckpointError(
                 f"{path}: of another model or optimizer: {name!r} is {there} there, {here} here; "
@@ -157,7 +153,7 @@ def as_tree(path: Path, leaves: Mapping[str, Any], like: Any) -> Any:
 def _describe(leaf: Any) -> str:
     if leaf is None:
         return "missing"
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
     return f"{dtype}{list(np.shape(leaf))}"
 
 

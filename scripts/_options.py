@@ -27,10 +27,7 @@ from _cli import option
 if TYPE_CHECKING:  # it imports JAX, and --help must not
     from jaxmnist.datasets import Data
 
-WARNING = (
-    "WARNING: this is NOT MNIST but synthetic digits: "
-    "MNIST is neither on this machine nor can it be downloaded now."
-)
+WARNING = "WARNING: this is NOT MNIST but synthetic digits: MNIST cannot be found or downloaded."
 neutral = partial(option, changes_run=False)  # a run with another value has the same numbers
 
 # Defaults of other options by name, each recipe with what it reaches on real MNIST.
@@ -61,11 +58,7 @@ def local_path(path: Path) -> str | None:
     """A check: the path is of a file or directory on this machine, with a name in UTF-8."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         return "a path on this machine"
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return "a name in UTF-8"
-    return None
+    return "a name in UTF-8" if re.search(r"[\ud800-\udfff]", str(path)) else None
 
 
 def file_type(*suffixes: str) -> Callable[[Path], str | None]:
@@ -97,9 +90,7 @@ class TrainingOptions:
 
     epochs: int = neutral(5, "Passes over the training images.", at_least(1, 2**31))
     batch_size: int = option(64, "Images in a step.", at_least(1), also="bs")
-    augment: float = option(
-        0.0, "Strength of random rotation, slant and elastic change; 1 is usual.", at_least(0)
-    )
+    augment: float = option(0.0, "Strength of random distortions; 1 is usual.", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +108,7 @@ class StartOptions:
         at_least(-(2**63), 2**64),
     )
     torch_test_loader: bool = option(False, "After each epoch it iterates over a test loader too.")
-    torch_order: Literal["modern", "legacy"] = option(
-        "modern", "It shuffles as PyTorch does since 1.6, or as before (legacy)."
-    )
+    torch_order: Literal["modern", "legacy"] = option("modern", "Legacy: as before PyTorch 1.6.")
 
     def __post_init__(self) -> None:
         if self.torch_seed is None and (self.torch_order == "legacy" or self.torch_test_loader):
@@ -256,9 +245,7 @@ def load(options: DataOptions, seed: int) -> "Data":
     """Load the data; stderr says where synthetic digits stand in for MNIST, and what takes long."""
     from jaxmnist.datasets import load_data
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+    say = partial(print, file=sys.stderr, flush=True)
     return load_data(options.dataset, options.data_dir, seed, say=say)
 
 

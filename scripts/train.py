@@ -93,9 +93,9 @@ def main(options: Options) -> None:
                     batch_size=training.batch_size,
                     where=mesh or device,
                 )
-                state = place(state or start.make_state())
+                state, order = place(state or start.make_state()), start.make_order()
                 clock.lap("compile")
-                run_epochs(train_epoch, test, state, start.order, epochs, directory, clock)
+                run_epochs(train_epoch, test, state, order, epochs, directory, clock)
         if directory and options.output.plots:
             draw(directory, data)
     work = f"{training.epochs} x {steps} steps on {mesh.size if mesh else 1} x {device.platform}"

@@ -100,10 +100,8 @@ def lock(directory: Path) -> Iterator[str | None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise CheckpointError(
-                f"another process is training into {directory} (pid {file.read(20).strip()}); "
-                "wait for it, or name another directory"
-            ) from None
+            what = f"another process is training into {directory} (pid {file.read(20).strip()})"
+            raise CheckpointError(f"{what}; wait for it, or name another directory") from None
         except OSError as error:
             note = f"{directory} cannot be locked ({error.strerror}): let no other process use it"
         with naming(path):
@@ -131,14 +129,12 @@ def open_run(
     with lock(path) as note:
         if note:
             warn(note)
-        stale = list(path.glob("*.????????.tmp"))  # of processes that were killed
         with naming(path, "read"):
-            names = {name for name in os.listdir(path) if not name.startswith(".")}
-        names -= {file.name for file in stale}
+            names = [n for n in os.listdir(path) if not n.startswith(".") and n[-4:] != ".tmp"]
         if names and "config.json" not in names and not checkpoint.list_checkpoints(path):
             raise UsageError(f"{path}: already exists and holds no run; name a new directory")
-        for file in stale:
-            file.unlink()
+        for stale in path.glob("*.????????.tmp"):  # of processes that were killed
+            stale.unlink()
         yield RunDirectory(path, warn, tensorboard)
 
 
@@ -239,9 +235,8 @@ def read_run(path: Path) -> Run:
     measured = ("epoch", "step", "train_loss", "test_loss", "test_accuracy")
     records = list(_rows(path / "metrics.jsonl", *measured))
     if not records:
-        raise DataError(
-            f"{path}: no epoch is done; go on with scripts/train.py --out {path} --resume"
-        )
+        advice = f"go on with scripts/train.py --out {path} --resume"
+        raise DataError(f"{path}: no epoch is done; {advice}")
     losses = np.full(int(records[-1]["step"]), np.nan, np.float32)
     for row in _rows(path / "steps.jsonl", "step", "loss"):
         if 0 < row["step"] <= len(losses):
@@ -254,16 +249,14 @@ def read_run(path: Path) -> Run:
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a run's config.json; a DataError where it is damaged."""
     file = path / "config.json"
-    with naming(file, "read"):
-        text = file.read_bytes()
     try:
-        config = json.loads(text)
+        with naming(file, "read"):
+            config = json.loads(file.read_bytes())
         math.floor(config["options"]["epochs"])
         return config
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(
-            f"{file}: damaged; remove it if there are checkpoints, or name a new directory"
-        ) from error
+        advice = "remove it if there are checkpoints, or name a new directory"
+        raise DataError(f"{file}: damaged; {advice}") from error
 
 
 def epoch_record(
@@ -283,10 +276,8 @@ def epoch_record(
     record["train_loss"] = float(losses.mean(dtype="float64"))
     for name, metrics in tests.items():
         if not math.isfinite(metrics["loss"]):
-            raise NonFiniteLossError(
-                f"the {name} loss after epoch {epoch} is {metrics['loss']}: training has diverged, "
-                "try a lower learning rate"
-            )
+            what = f"the {name} loss after epoch {epoch} is {metrics['loss']}"
+            raise NonFiniteLossError(f"{what}: training has diverged, try a lower learning rate")
         record |= {f"{name}_{key}": float(metrics[key]) for key in ("loss", "accuracy")}
     return record
 
@@ -298,14 +289,14 @@ def describe_epoch(record: Mapping[str, float], epochs: int) -> str:
     >>> describe_epoch(record, 5)
     'Epoch 5/5   Training loss: 0.387650   test loss: 0.353570   accuracy: 90.12%'
     """
-    epoch, loss = f"Epoch {record['epoch']}/{epochs}", record["train_loss"]
-    names = [name for name in ("validation", "test") if f"{name}_loss" in record]
-    tests = [(name, record[f"{name}_loss"], 100 * record[f"{name}_accuracy"]) for name in names]
-    if len(tests) == 1:
-        line = f"{epoch}   Training loss: {loss:.6f}   test loss: {tests[0][1]:.6f}"
-        return f"{line}   accuracy: {tests[0][2]:.2f}%"
-    words = [f"{name}: {loss:.4f} {percent:.4g}%" for name, loss, percent in tests]
-    return "  ".join([epoch, f"Loss: {record['train_loss']:.4f}", *words])
+    line, train = f"Epoch {record['epoch']}/{epochs}", record["train_loss"]
+    test, percent = record["test_loss"], 100 * record["test_accuracy"]
+    if "validation_loss" not in record:
+        line += f"   Training loss: {train:.6f}   test loss: {test:.6f}"
+        return f"{line}   accuracy: {percent:.2f}%"
+    held_out, share = record["validation_loss"], 100 * record["validation_accuracy"]
+    line += f"  Loss: {train:.4f}  validation: {held_out:.4f} {share:.4g}%"
+    return f"{line}  test: {test:.4f} {percent:.4g}%"
 
 
 def _write_events(directory: Path, record: Record, losses: np.ndarray) -> None:
@@ -348,9 +339,9 @@ def _row(record: Record) -> bytes:
 
 def _step_rows(record: Record, losses: np.ndarray) -> bytes:
     """Rows of steps.jsonl, with as many digits as it takes to read the same float32 back."""
-    first = int(record["step"]) - len(losses) + 1
-    rows = (f'{{"step": {n}, "loss": {loss}}}\n' for n, loss in enumerate(map(str, losses), first))
-    return "".join(rows).encode()
+    steps = range(int(record["step"]) - len(losses) + 1, int(record["step"]) + 1)
+    pairs = zip(steps, losses, strict=True)
+    return "".join(f'{{"step": {n}, "loss": {loss!s}}}\n' for n, loss in pairs).encode()
 
 
 def _rows(path: Path, *names: str) -> Iterator[dict[str, Any]]:

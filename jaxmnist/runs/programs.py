@@ -133,18 +133,17 @@ def compile_cache() -> Iterator[None]:
     it is right, and each kind of processor has its own directory.
     """
     cpu = platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line for line in lines if line.startswith(("flags", "Features")))
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        cpu = next(line.rstrip("\n") for line in lines if line.startswith(("flags", "Features")))
     place = cache_dir() / f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:16]}"
     entries = list(place.glob("*-cache"))
     for entry in entries:
         with contextlib.suppress(OSError):  # another process is at it, or it stays as it is
-            digest = entry.with_name(f"{entry.name}.sha256")
-            known = digest.read_bytes() if digest.exists() else b""
-            if known != _digest(entry) or len(entries) > _MOST:
+            known = Path(f"{entry}.sha256")
+            whole = known.exists() and known.read_bytes() == _digest(entry)
+            if not whole or len(entries) > _MOST:
                 entry.unlink()
-                digest.unlink(missing_ok=True)
+                known.unlink(missing_ok=True)
     # An entry that another process is writing or removing is compiled here too.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(place))
@@ -155,10 +154,10 @@ def compile_cache() -> Iterator[None]:
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
         for entry in place.glob("*-cache"):
-            digest = entry.with_name(f"{entry.name}.sha256")
+            known = Path(f"{entry}.sha256")
             with contextlib.suppress(OSError):
-                if not digest.exists():
-                    digest.write_bytes(_digest(entry))
+                if not known.exists():
+                    known.write_bytes(_digest(entry))
 
 
 def _digest(entry: Path) -> bytes:
@@ -175,13 +174,10 @@ def join_processes(
     """
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow a SIGTERM
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
-            initialization_timeout=timeout,
-            heartbeat_timeout_seconds=timeout,
+        limits: Any = dict.fromkeys(
+            ("initialization_timeout", "heartbeat_timeout_seconds"), timeout
         )
+        jax.distributed.initialize(coordinator, processes, process_id, **limits)
     except (ValueError, RuntimeError) as error:
         raise JaxmnistError(
             f"--distributed: {str(error).splitlines()[0]} "

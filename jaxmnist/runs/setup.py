@@ -78,7 +78,8 @@ class Start(NamedTuple):
 
     shapes: TrainState  # of the first state, with shapes and dtypes for arrays
     make_state: Callable[[], TrainState]  # computes it
-    order: Callable[[int], Int32[AnyArray, " n"]]  # of an epoch, from 0: its examples' indices
+    # compiles `order(epoch)`, the indices of the epoch's examples; epochs count from 0
+    make_order: Callable[[], Callable[[int], Int32[AnyArray, " n"]]]
     init: str | None  # of the sha256 of the parameters in the file that was named
 
 
@@ -94,10 +95,8 @@ def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
         return init_state(model, tx, jax.random.key(seed))
 
     traced = jax.jit(first_state).trace(seed)
-    make_order = jax.jit(lambda seed, epoch: epoch_order(jax.random.key(seed), epoch, n))
-    order: Callable[[int], Any] = lambda epoch: make_order(seed, np.int32(epoch))  # noqa: E731
     if options.torch_seed is not None:
-        params, order = _torch_start(model, n, options)
+        params, torch_order = _torch_start(model, n, options)
     if options.init is not None:
         params = load_weights(options.init)
         found, expected = (jax.tree.map(np.shape, x) for x in (params, traced.out_info.params))
@@ -112,7 +111,14 @@ def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
         state = traced.lower().compile(compiler_options=few)(seed)
         return state if params is None else state._replace(params=params, opt_state=tx.init(params))
 
-    return Start(traced.out_info, make_state, order, digest)
+    def make_order() -> Callable[[int], Any]:
+        if options.torch_seed is not None:
+            return torch_order
+        ordered = jax.jit(lambda seed, epoch: epoch_order(jax.random.key(seed), epoch, n))
+        program = ordered.lower(seed, np.int32(0)).compile()
+        return lambda epoch: program(seed, np.int32(epoch))
+
+    return Start(traced.out_info, make_state, make_order, digest)
 
 
 def _torch_start(model: MLP, n: int, options: Any) -> tuple[Any, Callable[[int], Any]]:
