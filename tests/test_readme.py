@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.documents import COOKBOOK, DOCUMENTS, Block, read_blocks, write_example
-from tests.helpers import ROOT
+from tests.helpers import ROOT, finish
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Stands in for the interpreter outside of the virtual environment.
@@ -58,21 +58,20 @@ def run(block: Block, clone: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def words(line: str) -> str:
-    return " ".join(re.sub(r"\d[\d,.]*", "#", line).split())
-
-
-def numbers(line: str) -> list[float]:
-    return [float(number) for number in re.findall(r"\d+\.?\d*", line)]
+def split_line(line: str) -> tuple[list[str], list[float]]:
+    """The words of a line, and its numbers."""
+    numbers = [float(number) for number in re.findall(r"\d+\.?\d*", line)]
+    return re.sub(r"\d[\d,.]*", "#", line).split(), numbers
 
 
 def check_output(block: Block, printed: str) -> None:
     """Each line with a percentage has been printed: the same words, and numbers that are close."""
     results = [line for line in block.text.splitlines() if "%" in line]
     assert results, f"{block.place}: no results"
+    lines = list(map(split_line, printed.splitlines()))
     for line in results:
-        alike = [other for other in printed.splitlines() if words(other) == words(line)]
-        close = [np.allclose(numbers(a), numbers(line), rtol=0.01) for a in alike]
+        words, numbers = split_line(line)
+        close = [np.allclose(found, numbers, rtol=0.01) for other, found in lines if other == words]
         assert any(close), f"{block.place}: {line} is not among {printed}"
 
 
@@ -114,11 +113,7 @@ def test_the_examples_run(tmp_path, document, mnist_dir):
     if write_example(document, program):
         environment = {**os.environ, "JAXMNIST_DATA_DIR": str(mnist_dir.resolve())}
         environment.pop("PYTHONPATH", None)
-        command = [sys.executable, "-W", "error", program]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+        finish([sys.executable, "-W", "error", program], cwd=tmp_path, env=environment)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
