@@ -112,6 +112,7 @@ def test_another_model_is_refused(to):
         to(draw((783, 10)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("keep_jax_config")
 def test_the_script_writes_every_format(script, trained_run, tmp_path):
     pytest.importorskip("flatbuffers")

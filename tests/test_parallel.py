@@ -86,6 +86,7 @@ def check(expected, stdout: str, devices: int) -> None:
         assert max(run["sizes"]) == 784 * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_device_is_a_mesh_too(expected, name):
     for batch_size in BATCHES:

@@ -51,6 +51,7 @@ def test_the_numbers_of_a_run(script, trained_run, few_digits, tmp_path):
     assert not re.search(rf"{other_files}|<img(?![^>]* alt=\"\w)", page)
 
 
+@pytest.mark.slow
 def test_runs_that_differ(script, trained_run, tmp_path):
     hostile = tmp_path / "<script>alert(1)<&$x$"
     paths = [hostile, tmp_path / "a" / "run", tmp_path / "b" / "run"]

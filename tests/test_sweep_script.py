@@ -54,6 +54,7 @@ def test_models_are_those_of_train_py(script, few_digits, tmp_path, grid, option
                 assert float(row[name]) == record[name], (setting, name)
 
 
+@pytest.mark.slow
 def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     given = [*QUICK, "--study", tmp_path / "study.log", "--plot", tmp_path / "plots", "--top", 2]
     grid = ["--grid", "learning_rate=1e38,0.03,0.1", "momentum=0,0.9"]
@@ -80,6 +81,7 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     refused(script("sweep.py", *grid, *given, "--validation", 9), 2, "validation 0 there, 9 here")
 
 
+@pytest.mark.slow
 def test_validation_ranks(script, few_digits, tmp_path):
     """And a model is train.py's to the bit; a slow test compares more options."""
     options = [*QUICK, "--validation", 200]
