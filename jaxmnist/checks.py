@@ -67,10 +67,10 @@ def check_key(key: PRNGKeyArray) -> PRNGKeyArray:
     JAX's documentation of `jax.random` says so of rbg and unsafe_rbg.
     """
     typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    impl = str(jax.random.key_impl(key)) if typed else jax.config.jax_default_prng_impl
-    if "rbg" not in impl:
+    wrapped = key if typed else jax.random.wrap_key_data(key)
+    if "rbg" not in (impl := str(jax.random.key_impl(wrapped))):
         return key
-    data = _alone(jax.random.key_data(key))
+    data = _alone(jax.random.key_data(wrapped))
     return jax.random.wrap_key_data(data, impl=impl) if typed else data
 
 
@@ -87,9 +87,9 @@ def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]
 
 def check_labelled(batch: Any) -> None:
     """Raise unless a batch is of images and class numbers, as a classifier needs it."""
-    images, labels = getattr(batch, "images", None), getattr(batch, "labels", None)
-    numbers = labels is not None and jnp.issubdtype(jnp.result_type(labels), jnp.integer)
-    if images is None or not numbers or jnp.ndim(labels) != 1:
+    labels: Any = getattr(batch, "labels", np.zeros(()))
+    numbers = jnp.issubdtype(labels.dtype, jnp.integer)
+    if not (hasattr(batch, "images") and numbers and labels.ndim == 1):
         raise TypeError(
             "a classifier's batch has .images and .labels, class numbers [n], as a Dataset, not "
             f"{jax.tree.map(describe, batch)}; for others write an objective of your own"
@@ -102,7 +102,8 @@ def check_logits(logits: Any, labels: AnyArray) -> tuple[Any, AnyArray]:
     Raises:
         ValueError: there is not a row of logits for each label, or a label is known to be outside.
     """
-    shape, n = getattr(logits, "shape", ()), labels.shape[0]
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
+    n = labels.shape[0]
     if len(shape) != 2 or shape[0] != n or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(
             f"the model's output is {describe(logits)} for {n} labels: "

@@ -23,7 +23,7 @@ Objective: TypeAlias = Callable[..., Any]  # (params, batch), with those of KEYW
 # (params, batch, key, model_state, where) -> (loss, (metrics, next model state))
 ScalarObjective: TypeAlias = Callable[..., tuple[Array, tuple[Metrics, Any]]]
 KEYWORDS = ("key", "model_state", "where")
-_REQUIRED = inspect.Parameter.empty
+_NAMED = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
 
 
 def classifier_objective(
@@ -87,34 +87,29 @@ def accepts(fn: Any, *keywords: str) -> bool:
     return True
 
 
-def asks_for(fn: Callable[..., Any]) -> dict[str, bool]:
+def asks_for(fn: Any) -> dict[str, bool]:
     """Those of KEYWORDS that a function is to be given, and whether it cannot do without.
 
     They are those that its signature names without a default or with None; what a partial has
     bound is left alone.
     """
-    bound, layer = set[str](), fn
+    free, layer = set(KEYWORDS), fn
     while layer is not None:
-        bound |= set(layer.keywords) if isinstance(layer, partial) else set()
+        free -= set(layer.keywords) if isinstance(layer, partial) else set()
         layer = layer.func if isinstance(layer, partial) else getattr(layer, "__wrapped__", None)
-    named = inspect.signature(fn).parameters
-    defaults = {
-        name: named[name].default for name in KEYWORDS if name in named and name not in bound
-    }
-    none = inspect.Parameter.empty
     return {
-        name: value is none for name, value in defaults.items() if value is none or value is None
+        p.name: p.default is p.empty
+        for p in inspect.signature(fn).parameters.values()
+        if p.name in free and p.kind.name in _NAMED and (p.default is None or p.default is p.empty)
     }
 
 
 def check_objective(objective: Any) -> dict[str, bool]:
     """What an objective asks for; a TypeError where it cannot be called as one."""
-    takes = inspect.signature(objective) if callable(objective) else None
-    asked = asks_for(objective) if takes else {}
-    hides = takes and any(
-        p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes.parameters.values()
-    )
-    if takes is None or hides or not accepts(objective, *asked):
+    takes = inspect.signature(objective) if callable(objective) else inspect.Signature()
+    asked = asks_for(objective) if callable(objective) else {}
+    hidden = [p for p in takes.parameters.values() if p.kind.name.startswith("VAR_")]
+    if not callable(objective) or hidden or not accepts(objective, *asked):
         raise TypeError(
             "an objective is a function, called as objective(params, batch, *, key, model_state, "
             f"where) with those keywords that it names; {describe(objective)} takes {takes}; "
@@ -144,12 +139,12 @@ def as_scalar(objective: Objective) -> ScalarObjective:
 
 def check_result(result: Any, batch: Examples, model_state: Any) -> tuple[Array, Metrics, Any]:
     """An objective's loss, metrics and next model state; a TypeError where it returns others."""
-    parts = result if isinstance(result, tuple) else (result,)
-    loss, metrics, next_state, *more = (*parts, *(None, {}, model_state)[len(parts) :])
-    carries, returned = jax.tree.structure(model_state), jax.tree.structure(next_state)
+    parts: list[Any] = list(result) if isinstance(result, tuple) else [result]
+    loss, metrics, next_state = [*parts, *[None, {}, model_state][len(parts) :]][:3]
+    carries: Any = jax.tree.structure(model_state)
     numbers = jax.Array | np.ndarray | np.generic | float | int
     sizes, problem = set(first_axes(batch).values()), ""
-    if more:
+    if len(parts) > 3:
         problem = f"{len(parts)} values"
     elif not isinstance(loss, jax.Array) or not jnp.issubdtype(loss.dtype, jnp.floating):
         problem = f"a loss that is {describe(loss)}, and not floats made by JAX of the parameters"
@@ -161,7 +156,7 @@ def check_result(result: Any, batch: Examples, model_state: Any) -> tuple[Array,
         problem = "metrics that look like the model_state"
     elif bad := [name for name, value in metrics.items() if not isinstance(value, numbers)]:
         problem = f"a metric {bad[0]!r} that is {describe(metrics[bad[0]])}, not an array"
-    elif returned != carries:
+    elif jax.tree.structure(next_state) != carries:
         problem = f"a model_state of another structure than state.model_state, {carries}"
     if problem:
         returns = "an objective returns loss, (loss, metrics) or (loss, metrics, model_state)"

@@ -42,11 +42,8 @@ def make_mesh(count: int | None = None, platform: str | None = None) -> Mesh:
     devices = jax.devices(platform)
     count = len(devices) if count is None else count
     if count > len(devices):
-        hint = "; JAX_NUM_CPU_DEVICES=N makes a CPU count as N" if jax.process_count() == 1 else ""
-        raise JaxmnistError(
-            f"{count} devices are asked for, but JAX finds {len(devices)} "
-            f"({devices[0].platform}){hint if devices[0].platform == 'cpu' else ''}"
-        )
+        found = f"{len(devices)} ({devices[0].platform}; JAX_NUM_CPU_DEVICES=N makes N of a CPU)"
+        raise JaxmnistError(f"{count} devices are asked for, but JAX finds {found}")
     if jax.process_count() > 1 and count < len(devices):
         raise JaxmnistError(f"{jax.process_count()} processes share all {len(devices)} devices")
     return jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=devices[:count])
@@ -179,7 +176,8 @@ def with_auto_sharding(fn: Callable[..., Any], out_sharding: Any, *args: Any) ->
     There JAX would ask for the sharding of each gather and reshape. The result has
     `out_sharding`, a PartitionSpec or a tree of them.
     """
-    leaves, structure = jax.tree.flatten(args)
+    leaves: list[Any] = jax.tree.leaves(args)
+    structure: Any = jax.tree.structure(args)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
 
     def call(arrays: dict[int, Array]) -> Any:  # a module's functions are no arrays

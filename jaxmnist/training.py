@@ -52,16 +52,11 @@ class TrainState(NamedTuple):
         """
         key = None if key is None else jax.random.fold_in(check_key(key), _STEP)
         state = cls(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
-        seen: set[int] = set()
-
-        def copy_if_shared(leaf: Any) -> Any:  # some optimizers' state holds the parameters, and a
-            if not isinstance(leaf, jax.Array):  # buffer that is there twice cannot be donated
-                return leaf
-            known = id(leaf) in seen
-            seen.add(id(leaf))
-            return jnp.copy(leaf) if known else leaf
-
-        return jax.tree.map(copy_if_shared, state)
+        # Some optimizers' state holds the parameters, and a buffer that is there twice cannot be
+        # donated.
+        seen = [id(leaf) for leaf in jax.tree.leaves(state)]
+        places = iter(range(len(seen)))
+        return jax.tree.map(lambda x: jnp.copy(x) if id(x) in seen[: next(places)] else x, state)
 
 
 def init_state(
