@@ -6,7 +6,7 @@ known; in a compiled program they are not, and give NaN instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -31,15 +31,6 @@ def describe(value: Any) -> str:
         return f"{value.dtype}{list(value.shape)}"
     name = getattr(value, "__name__", "")
     return f"the function {name}" if name and callable(value) else type(value).__name__
-
-
-def call(name: str, fn: Callable[..., Any], params: Params, batch: Any, **keywords: Any) -> Any:
-    """What a function of the user's returns; its errors get a note with the shapes of the batch."""
-    try:
-        return fn(params, batch, **keywords)
-    except Exception as error:
-        error.add_note(f"{name} was called with the batch {jax.tree.map(describe, batch)}")
-        raise
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -83,17 +74,6 @@ def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]
     if np.max(np.abs(images), initial=0) > UNSCALED:
         raise ValueError(f"float images reach beyond {UNSCALED}: give grey levels as uint8")
     return images
-
-
-def check_labelled(batch: Any) -> None:
-    """Raise unless a batch is of images and class numbers, as a classifier needs it."""
-    labels: Any = getattr(batch, "labels", np.zeros(()))
-    numbers = jnp.issubdtype(labels.dtype, jnp.integer)
-    if not (hasattr(batch, "images") and numbers and labels.ndim == 1):
-        raise TypeError(
-            "a classifier's batch has .images and .labels, class numbers [n], as a Dataset, not "
-            f"{jax.tree.map(describe, batch)}; for others write an objective of your own"
-        )
 
 
 def check_logits(logits: Any, labels: AnyArray) -> tuple[Any, AnyArray]:

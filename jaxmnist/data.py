@@ -28,14 +28,6 @@ class Dataset(NamedTuple):
     labels: Int[AnyArray, " n"]
 
 
-def as_arrays(tree: Examples) -> Examples:
-    """The tree with JAX's arrays; a TypeError that shows what is no array of numbers."""
-    try:
-        return jax.tree.map(jnp.asarray, tree)
-    except TypeError as error:
-        raise TypeError(f"data is arrays of numbers, not {jax.tree.map(describe, tree)}") from error
-
-
 def first_axes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The size of each array's first axis by its name, or () where it has none."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]

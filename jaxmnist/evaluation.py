@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxmnist.checks import call, check_count
-from jaxmnist.data import as_arrays, first_axes, num_examples
+from jaxmnist.checks import check_count
+from jaxmnist.data import first_axes, num_examples
 from jaxmnist.losses import cross_entropy
 from jaxmnist.objective import classifier_losses
 from jaxmnist.parallel import with_auto_sharding
@@ -21,11 +21,6 @@ from jaxmnist.transforms import preprocess
 from jaxmnist.types import ApplyFn, Examples, LossFn, Metrics, Params, Transform
 
 MetricsFn: TypeAlias = Callable[[Params, Examples], Any]  # (params, batch) -> a row per example
-
-
-def mean_of_each(outputs: Any, dataset: Examples) -> Any:
-    """The mean over the examples of everything that was computed for each of them."""
-    return jax.tree.map(lambda x: jnp.mean(x, axis=0), outputs)
 
 
 def classifier_metrics(
@@ -56,7 +51,7 @@ def evaluate(
     params: Params,
     dataset: Examples,
     *,
-    summarize: Callable[[Any, Examples], Any] = mean_of_each,
+    summarize: Callable[[Any, Examples], Any] | None = None,
     batch_size: int = 1000,
 ) -> Any:
     """Metrics over the whole dataset, every example counted once. Pure.
@@ -85,7 +80,7 @@ def evaluate(
     whole = n - n % batch_size
 
     def outputs_fn(params: Params, batch: Examples) -> Any:
-        outputs, size = call("evaluate's fn", fn, params, batch), num_examples(batch)
+        outputs, size = fn(params, batch), num_examples(batch)
         for name, first in first_axes(outputs).items():
             if first != (size,):
                 found = f"output{name} has {first[0] if first else 'no'} rows"
@@ -106,6 +101,9 @@ def evaluate(
             twice = np.arange(2 * min(batch_size, n)) % n
             jax.eval_shape(lambda: outputs_fn(params, jax.tree.map(lambda x: x[twice], dataset)))
         outputs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if parts[1:] else parts[0]
-        return summarize(outputs, dataset)
+        if summarize:
+            return summarize(outputs, dataset)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), outputs)
 
-    return with_auto_sharding(in_batches, PartitionSpec(), params, as_arrays(dataset))
+    dataset = jax.tree.map(jnp.asarray, dataset)
+    return with_auto_sharding(in_batches, PartitionSpec(), params, dataset)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmnist.checks import call, check_labelled, check_logits, describe
+from jaxmnist.checks import check_logits, describe
 from jaxmnist.data import first_axes
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
-from jaxmnist.types import AnyArray, ApplyFn, Examples, LossFn, Metrics, Params, Transform
+from jaxmnist.types import ApplyFn, Examples, LossFn, Metrics, Params, Transform
 
 Augment: TypeAlias = Callable[[Any, Any], Any]  # (key, images) -> images
 Objective: TypeAlias = Callable[..., Any]  # (params, batch), with those of KEYWORDS that it names
@@ -45,36 +45,38 @@ def classifier_objective(
         augment: `augment(key, images) -> images`, what happens to them before that, at random.
             Then the objective asks for a key.
     """
-    losses_fn = partial(classifier_losses, apply_fn, loss_fn, transform)
+    changed: Any = augment
 
     def objective(params: Params, batch: Examples, *, where: Any = None) -> Any:
-        return losses_fn(params, batch)[0]
+        return classifier_losses(apply_fn, loss_fn, transform, params, batch)[0]
 
     def augmented(params: Params, batch: Examples, *, key: Any, where: Any = None) -> Any:
-        check_labelled(batch)
         with jax.named_scope("augment"):
-            images = augment(key, batch.images) if augment else batch.images
-        return losses_fn(params, batch._replace(images=images))[0]
+            batch = batch._replace(images=changed(key, batch.images))
+        return objective(params, batch)
 
     return augmented if augment else objective
 
 
 def classifier_losses(
     apply_fn: ApplyFn, loss_fn: LossFn, transform: Transform, params: Params, batch: Examples
-) -> tuple[Float[Array, " n"], Float[Array, "n classes"], AnyArray]:
-    """The loss of each image of a batch, beside the checked logits and labels."""
-    check_labelled(batch)
-    if not accepts(apply_fn):
-        found = f"apply_fn is called as apply_fn(params, images), not {describe(apply_fn)}"
-        raise TypeError(f"{found}: of a model give model.apply")
+) -> tuple[Any, Any, Any]:
+    """The losses `[n]` of a batch's images, and the checked logits `[n, classes]` and labels."""
+    labels: Any = getattr(batch, "labels", np.zeros(()))
+    integers = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
+    if not (integers and hasattr(batch, "images") and accepts(apply_fn)):
+        found = f"{describe(apply_fn)} and {jax.tree.map(describe, batch)}"
+        needs = (
+            "apply_fn(params, images), as model.apply, and a batch as a Dataset, of .images and "
+        )
+        raise TypeError(f"a classifier needs {needs}.labels [n], integers; here {found}")
     with jax.named_scope("transform"):
         images = transform(batch.images)
-    logits, labels = check_logits(apply_fn(params, images), batch.labels)
+    logits, labels = check_logits(apply_fn(params, images), labels)
     with jax.named_scope("loss"):
         losses = loss_fn(logits, labels)
     if jnp.shape(losses) != labels.shape:
-        found = f"loss_fn gives {describe(losses)} for {len(labels)} labels"
-        raise ValueError(f"{found}, and not a number for each")
+        raise ValueError(f"loss_fn gives {describe(losses)} and not one number for each label")
     return losses, logits, labels
 
 
@@ -118,19 +120,17 @@ def check_objective(objective: Any) -> dict[str, bool]:
     return asked
 
 
-def as_scalar(objective: Objective) -> ScalarObjective:
+def as_scalar(objective: Objective, asked: dict[str, bool]) -> ScalarObjective:
     """Adapts an objective to one signature. The loss is the mean over the rows that count."""
-    asked = check_objective(objective)
 
     def scalar(
         params: Params, batch: Examples, key: Any = None, model_state: Any = None, where: Any = None
     ) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
         if asked.get("key") and key is None:
             raise ValueError("the objective asks for a key and state.key is None")
-        offered = dict(zip(KEYWORDS, (key, model_state, where), strict=True))
+        offered = {"key": key, "model_state": model_state, "where": where}
         with jax.named_scope("objective"):
-            asked_for = {name: offered[name] for name in asked}
-            result = call("the objective", objective, params, batch, **asked_for)
+            result = objective(params, batch, **{name: offered[name] for name in asked})
         loss, metrics, next_state = check_result(result, batch, model_state)
         return jnp.mean(loss, where=where) if loss.ndim else loss, (metrics, next_state)
 
@@ -141,24 +141,17 @@ def check_result(result: Any, batch: Examples, model_state: Any) -> tuple[Array,
     """An objective's loss, metrics and next model state; a TypeError where it returns others."""
     parts: list[Any] = list(result) if isinstance(result, tuple) else [result]
     loss, metrics, next_state = [*parts, *[None, {}, model_state][len(parts) :]][:3]
-    carries: Any = jax.tree.structure(model_state)
+    sizes, carried = set(first_axes(batch).values()), str(jax.tree.structure(model_state))
+    floats = isinstance(loss, jax.Array) and jnp.issubdtype(loss.dtype, jnp.floating)
+    fits = floats and loss.ndim < 2 and (not loss.ndim or len(sizes) != 1 or loss.shape in sizes)
     numbers = jax.Array | np.ndarray | np.generic | float | int
-    sizes, problem = set(first_axes(batch).values()), ""
-    if len(parts) > 3:
-        problem = f"{len(parts)} values"
-    elif not isinstance(loss, jax.Array) or not jnp.issubdtype(loss.dtype, jnp.floating):
-        problem = f"a loss that is {describe(loss)}, and not floats made by JAX of the parameters"
-    elif loss.ndim > 1 or (loss.ndim and len(sizes) == 1 and loss.shape not in sizes):
-        problem = f"a loss {describe(loss)} for a batch of {sizes}: a scalar or [n] is needed"
-    elif not isinstance(metrics, dict):
-        problem = f"metrics that are {describe(metrics)}, not a dict"
-    elif len(parts) == 2 and metrics and jax.tree.structure(metrics) == carries:
-        problem = "metrics that look like the model_state"
-    elif bad := [name for name, value in metrics.items() if not isinstance(value, numbers)]:
-        problem = f"a metric {bad[0]!r} that is {describe(metrics[bad[0]])}, not an array"
-    elif jax.tree.structure(next_state) != carries:
-        problem = f"a model_state of another structure than state.model_state, {carries}"
-    if problem:
-        returns = "an objective returns loss, (loss, metrics) or (loss, metrics, model_state)"
-        raise TypeError(f"{returns}; not {problem}")
+    arrays = isinstance(metrics, dict) and all(isinstance(x, numbers) for x in metrics.values())
+    swapped = len(parts) == 2 and metrics and str(jax.tree.structure(metrics)) == carried
+    kept = str(jax.tree.structure(next_state)) == carried
+    if len(parts) > 3 or not (fits and arrays and kept) or swapped:
+        raise TypeError(
+            "an objective returns loss, (loss, metrics) or (loss, metrics, model_state): floats "
+            "that JAX has computed, a scalar or one for each example; a dict of arrays; what is "
+            f"built as state.model_state; here {jax.tree.map(describe, result)}"
+        )
     return loss, metrics, next_state

@@ -12,15 +12,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
-from jaxmnist.checks import check_count
+from jaxmnist.checks import check_count, describe
 from jaxmnist.data import check_order, num_examples
 from jaxmnist.errors import JaxmnistError
-from jaxmnist.steps import scan_steps, takes_where
-from jaxmnist.types import AnyArray, Examples, State, TrainStep
+from jaxmnist.objective import asks_for
+from jaxmnist.types import AnyArray, Examples, Remainder, State, TrainStep
 
 Tree = TypeVar("Tree")
 
@@ -168,6 +169,60 @@ def make_sharded_epoch(
         )
 
     return train_epoch
+
+
+def takes_where(train_step: Any) -> bool:
+    """Whether a step takes `where`, which tells it the rows of a padded batch that count.
+
+    It does if its signature names it, also under jit. Under JAX's other transformations it does
+    not: a vmapped step has axes for its state and its batch, and none for `where`.
+    """
+    layer: Any = train_step
+    while layer is not None:
+        if getattr(layer, "__globals__", {}).get("__name__", "").startswith("jax."):
+            return False
+        layer = getattr(layer, "__wrapped__", None)
+    return "where" in asks_for(train_step)
+
+
+def choose_remainder(train_step: Any, remainder: Remainder) -> Remainder:
+    """What becomes of the last batch; an error where that is not known or cannot be."""
+    if not callable(train_step):
+        raise TypeError(f"train_step is a function, not {describe(train_step)}")
+    where = takes_where(train_step)
+    if remainder not in (None, "short", "drop", "pad" if where else None):
+        choices = "None, 'short', 'drop' or, for a step whose objective takes `where`, 'pad'"
+        raise ValueError(f"remainder is {choices}; not {remainder!r}")
+    return remainder or ("pad" if where else "short")
+
+
+def scan_steps(
+    step: TrainStep[State],
+    state: State,
+    batches: Examples,
+    where: Bool[Array, "steps batch"] | None = None,
+    last: Examples | None = None,
+) -> tuple[State, Any]:
+    """Take a step with each of the batches `[steps, ...]`, and one with a shorter last batch.
+
+    Returns the last state, and the metrics with the axis `[steps]` in front.
+    """
+
+    def body(state: State, rows: Any) -> tuple[State, Any]:
+        return step(state, rows) if where is None else step(state, rows[0], where=rows[1])
+
+    parts = []
+    if len(jax.tree.leaves(batches)[0]):  # a scan of no steps is an error without jit
+        state, metrics = jax.lax.scan(body, state, batches if where is None else (batches, where))
+        parts.append(metrics)
+    if last is not None:
+        state, metrics = step(state, last)
+        parts.append(jax.tree.map(lambda x: jnp.asarray(x)[None], metrics))
+    shapes = {str(jax.tree.map(lambda x: x.shape[1:], part)) for part in parts}
+    if len(shapes) != 1:
+        found = " and of the last ".join(sorted(shapes)) or "none: they are larger than the data"
+        raise ValueError(f"the metrics of the batches need one shape, not {found}")
+    return state, jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
 def with_auto_sharding(fn: Callable[..., Any], out_sharding: Any, *args: Any) -> Any:

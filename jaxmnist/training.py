@@ -15,10 +15,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray
 
 from jaxmnist.checks import check_count, check_key, check_names, check_trained, describe
-from jaxmnist.data import as_arrays, check_order, epoch_order, num_examples
+from jaxmnist.data import check_order, epoch_order, num_examples
 from jaxmnist.objective import Objective, ScalarObjective, as_scalar, check_objective
-from jaxmnist.parallel import partition_specs, with_auto_sharding
-from jaxmnist.steps import choose_remainder, scan_steps
+from jaxmnist.parallel import choose_remainder, partition_specs, scan_steps, with_auto_sharding
 from jaxmnist.types import Examples, Metrics, Model, Optimizer, Params, Remainder, State, TrainStep
 
 ValueAndGrad: TypeAlias = Callable[[ScalarObjective], Callable[..., Any]]
@@ -129,7 +128,8 @@ def make_train_step(
     >>> float(metrics["loss"]), float(state.params)
     (5.0, 2.0)
     """
-    asked, scalar = check_objective(objective), as_scalar(objective)
+    asked = check_objective(objective)
+    scalar = as_scalar(objective, asked)
     if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
         raise TypeError(f"tx is an optax optimizer, as optax.sgd(0.1), not {describe(tx)}")
     grad_fn = value_and_grad or (lambda scalar: jax.value_and_grad(scalar, has_aux=True))
@@ -146,7 +146,7 @@ def make_train_step(
         key = None
         if draws and state.key is not None:
             key = jax.random.fold_in(check_key(state.key), state.step)
-        rest = (as_arrays(batch), key, state.model_state, where)
+        rest = (jax.tree.map(jnp.asarray, batch), key, state.model_state, where)
         with jax.named_scope("gradient"):
             (loss, (metrics, model_state)), grads = grad_fn(scalar)(state.params, *rest)
 
@@ -196,7 +196,7 @@ def make_train_epoch(
             By default "pad" for a step that takes `where`, and else "short".
 
     Raises:
-        ValueError: "pad" for a step that takes no `where`, or that takes it and does not use it.
+        ValueError: "pad" for a step that takes no `where`.
     """
     check_count("batch_size", batch_size)
     remainder = choose_remainder(train_step, remainder)
@@ -204,20 +204,18 @@ def make_train_epoch(
     def train_epoch(state: State, dataset: Examples, order: Int[Array, " n"]) -> tuple[State, Any]:
         n = num_examples(dataset)
         check_order(order, n)
-        order = jnp.asarray(order)
-        if order.dtype.itemsize < 4:
-            order = order.astype(jnp.int32)
+        dataset, order = jax.tree.map(jnp.asarray, (dataset, order))
+        order = order if order.dtype.itemsize > 2 else order.astype(jnp.int32)
         out = (partition_specs(state), PartitionSpec())
-        state, metrics = with_auto_sharding(scan_epoch, out, state, as_arrays(dataset), order)
+        state, metrics = with_auto_sharding(scan_epoch, out, state, dataset, order)
         # For an index outside JAX takes the nearest example and says nothing.
         outside = jnp.pad((order < 0) | (order >= n), (0, -order.size % batch_size))
         wrong = outside.reshape(-1, batch_size).any(axis=1)
 
         def mark(values: Array) -> Array:
-            if not jnp.issubdtype(values.dtype, jnp.inexact):
-                return values
             rows = wrong[: len(values)].reshape(-1, *(1,) * (values.ndim - 1))
-            return jnp.where(rows, jnp.nan, values)
+            floats = jnp.issubdtype(values.dtype, jnp.inexact)
+            return jnp.where(rows, jnp.nan, values) if floats else values
 
         return state, jax.tree.map(mark, metrics)
 

@@ -50,34 +50,33 @@ def returning(result):
 
 
 RESULTS = {
-    "nothing": (lambda x: None, "a loss that is NoneType"),
-    "string": (lambda x: "loss", "a loss that is str"),
-    "python float": (lambda x: 1.0, "a loss that is float"),
-    "numpy": (lambda x: np.float32(1), r"a loss that is float32\[\]"),
-    "integers": (lambda x: jnp.arange(100), r"a loss that is int32\[100\]"),
-    "booleans": (lambda x: x > 1, r"a loss that is bool\[100\]"),
-    "complex": (lambda x: x.mean() + 0j, r"a loss that is complex64\[\]"),
-    "list": (lambda x: [x], "a loss that is list"),
-    "dict": (lambda x: {"loss": x.mean()}, "a loss that is dict"),
-    "empty": (lambda x: (), "a loss that is NoneType"),
-    "four": (lambda x: (x, {}, None, 1), "4 values"),
-    "column": (lambda x: x[:, None], r"a loss float32\[100, 1\]"),
-    "an example less": (lambda x: x[1:], r"a loss float32\[99\]"),
-    "square": (lambda x: x.reshape(10, 10), r"a loss float32\[10, 10\]"),
-    "metrics array": (lambda x: (x, jnp.ones(3)), r"metrics that are float32\[3\]"),
-    "metrics tuple": (lambda x: (x, (1, 2)), "metrics that are tuple"),
-    "metric string": (lambda x: (x, {"a": "b"}), "a metric 'a' that is str"),
-    "metric none": (lambda x: (x, {"a": None}), "a metric 'a' that is NoneType"),
-    "nested": (lambda x: (x, STATS), "a metric 'batch_stats' that is dict"),
-    "state": (lambda x: (x, {}, STATS), "a model_state of another structure"),
+    "nothing": lambda x: None,
+    "string": lambda x: "loss",
+    "python float": lambda x: 1.0,
+    "numpy": lambda x: np.float32(1),
+    "integers": lambda x: jnp.arange(100),
+    "booleans": lambda x: x > 1,
+    "complex": lambda x: x.mean() + 0j,
+    "list": lambda x: [x],
+    "dict": lambda x: {"loss": x.mean()},
+    "empty": lambda x: (),
+    "four": lambda x: (x, {}, None, 1),
+    "column": lambda x: x[:, None],
+    "an example less": lambda x: x[1:],
+    "square": lambda x: x.reshape(10, 10),
+    "metrics array": lambda x: (x, jnp.ones(3)),
+    "metrics tuple": lambda x: (x, (1, 2)),
+    "metric string": lambda x: (x, {"a": "b"}),
+    "metric none": lambda x: (x, {"a": None}),
+    "nested": lambda x: (x, STATS),
+    "state": lambda x: (x, {}, STATS),
 }
 
 
 @pytest.mark.parametrize("case", RESULTS)
 def test_what_an_objective_returns(case):
-    result, problem = RESULTS[case]
-    step = make_train_step(returning(result), TX)
-    with pytest.raises(TypeError, match=rf"\(loss, metrics, model_state\); not {problem}"):
+    step = make_train_step(returning(RESULTS[case]), TX)
+    with pytest.raises(TypeError, match=r"an objective returns loss, .*model_state; here [\[({\w]"):
         jax.jit(step)(STATE, DATA)
 
 
@@ -85,7 +84,7 @@ def test_a_model_state_is_not_taken_for_metrics():
     """Flax's habit, `return loss, updates`: the statistics would never move."""
     state = STATE._replace(model_state={"mean": jnp.zeros(3)})
     step = make_train_step(lambda p, b: (LOSSES(p, b), {"mean": jnp.ones(3)}), TX)
-    with pytest.raises(TypeError, match="not metrics that look like the model_state"):
+    with pytest.raises(TypeError, match=r"here \('float32\[100\]', {'mean': 'float32\[3\]'}\)"):
         step(state, DATA)
 
 
@@ -143,20 +142,16 @@ MISTAKES = {
     "float labels": (labelled(labels=np.float32(DATA.labels)), r"labels='float32\[100\]'"),
     "one-hot": (labelled(labels=np.eye(10)[DATA.labels]), r"labels='float32\[100, 10\]'"),
     "99 labels": (labelled(labels=DATA.labels[1:]), "output is float32.100, 10. for 99 labels"),
-    "dict": (step_of(DATA._asdict()), "a classifier's batch has .images and .labels"),
-    "tuple": (step_of(tuple(DATA)), "a classifier's batch has .images and .labels"),
+    "dict": (step_of(DATA._asdict()), "a classifier needs .*, as a Dataset has"),
+    "tuple": (step_of(tuple(DATA)), "a classifier needs .*, as a Dataset has"),
     "one example": (step_of(Dataset(DATA.images[0], DATA.labels[0])), r"labels='int32\[\]'"),
-    "strings": (
-        lambda: make_train_step(LOSSES, TX)(STATE, ["text"]),
-        r"arrays of numbers, not \['str'",
-    ),
     "a module": (
         step_of(objective=classifier_objective(MODEL)),
-        "called as apply_fn.params, images., not MLP: of a model give model.apply",
+        "a classifier needs apply_fn.*; here MLP and Dataset",
     ),
     "a mean": (
         step_of(objective=classifier_objective(MODEL.apply, lambda x, y: x.mean())),
-        r"loss_fn gives float32\[\] for 100 labels",
+        r"loss_fn gives float32\[\] and not one number for each label",
     ),
     "state to evaluate": (lambda: evaluate(METRICS, STATE, DATA), r"state\.params, not the state"),
     "data first": (
@@ -184,19 +179,6 @@ def test_mistakes(case):
     call, message = MISTAKES[case]
     with pytest.raises((TypeError, ValueError), match=message):
         call()
-
-
-def test_an_error_within_the_users_function_says_what_the_batch_was():
-    """Here the model is of other images, and `evaluate` is given a function of images."""
-    images = DATA.images[:, 1:]
-    with pytest.raises(Exception, match="linear_0") as error:
-        labelled(images)()
-    (note,) = [note for note in error.value.__notes__ if "the objective" in note]
-    assert "images='uint8[100, 27, 28]'" in note
-    with pytest.raises(AttributeError) as error:
-        evaluate(MODEL.apply, STATE.params, DATA)
-    (note,) = [note for note in error.value.__notes__ if "fn was called" in note]
-    assert "labels='int32[100]'" in note
 
 
 @pytest.mark.parametrize("jit", [False, True])

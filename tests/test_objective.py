@@ -79,6 +79,7 @@ ASKING = {
     "object": (Asking(), 7),
     "method": (Asking().method, 5),
     "none": (lambda p, b: asking(p, b), 0),
+    "star": (lambda p, b, key=None: asking(p, b, key=key), 1),
     "own default": (lambda p, b, key=KEY, where=None: asking(p, b, key=key, where=where), 5),
     "partial": (functools.partial(asking, key=None), 6),
     "partial of partial": (
@@ -191,43 +192,9 @@ def test_a_loss_across_the_batch_sees_no_padding():
     np.testing.assert_allclose(metrics["loss"][1], last["loss"], rtol=1e-6)
 
 
-def unmasked(params, batch, *, where=None):
-    return errors(params, batch), {"big": jnp.mean(errors(params, batch) > 1, dtype=jnp.float32)}
-
-
-REFUSED = {
-    "a metric": (make_train_step(unmasked, TX), r"\['big'\] counts the padding"),
-    "a scalar": (
-        make_train_step(lambda p, b, *, where: errors(p, b).mean(), TX),
-        r"\['loss'\] counts the padding",
-    ),
-    "an own step": (
-        lambda state, batch, where=None: make_train_step(errors, TX)(state, batch),
-        r"\['loss'\] counts the padding",
-    ),
-    "a silent step": (
-        lambda state, batch, where=None: (make_train_step(errors, TX)(state, batch)[0], {}),
-        "the next state counts the padding",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_where_that_is_named_and_not_used(case):
-    """Padded rows would count in silence; the shorter batch is right."""
-    step, message = REFUSED[case]
-    with pytest.raises(ValueError, match=message):
-        train(step, start(), REGRESSION, KEY, epochs=1, batch_size=4)
-    state, _ = train(step, start(), REGRESSION, KEY, epochs=1, batch_size=4, remainder="short")
-    expected, _ = train(
-        make_train_step(errors, TX), start(), REGRESSION, KEY, epochs=1, batch_size=4
-    )
-    assert_close(state.params, expected.params)
-
-
 def test_metrics_that_do_not_fit_together():
     step = make_train_step(lambda p, b: (errors(p, b), {"each": errors(p, b)}), TX)
-    with pytest.raises(ValueError, match=r"shorter last batch, .*or remainder='drop'"):
+    with pytest.raises(ValueError, match="metrics of the batches need one shape"):
         make_train_epoch(step, 4)(start(), REGRESSION, np.arange(10))
 
 
