@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.helpers import ROOT
 
-CORE = ("types", "errors", "checks", "data", "transforms", "model", "losses", "steps")
+CORE = ("types", "errors", "checks", "data", "transforms", "model", "losses")
 CORE += ("objective", "training", "evaluation", "parallel")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
