@@ -78,9 +78,8 @@ def option(default: Any = MISSING, help: str = "", check: Any = None, **more: An
         ...     epochs: int = option(5, "Passes over the images.", at_least(1), also="epoch")
     """
     usual = {"changes_run": True, "also": "", "metavar": None, "positional": False}
-    return dataclasses.field(
-        default=default, metadata=usual | {"help": help, "check": check} | more
-    )
+    metadata = usual | {"help": help, "check": check} | more
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def run(
@@ -136,10 +135,11 @@ def _start_jax() -> None:
 def _explain(error: Exception) -> NoReturn:
     """End with the line of an error that a user or a machine can cause; raise others."""
     text = str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-        fail(f"this needs {error.name}: {install_hint(EXTRAS[error.name])}")
-    if isinstance(error, ModuleNotFoundError) and error.name in ("jax", "jaxmnist"):
-        fail(f"{error.name} is not installed for this Python; see Install in README.md")
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing in EXTRAS:
+        fail(f"this needs {missing}: {install_hint(EXTRAS[missing])}")
+    if missing in ("jax", "jaxmnist"):
+        fail(f"{missing} is not installed for this Python; see Install in README.md")
     if isinstance(error, OSError):
         fail(": ".join(map(str, filter(None, (error.filename, error.strerror or text)))))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
@@ -196,9 +196,10 @@ def parse(
 
 
 def _suggest(word: str, fields: Mapping[str, Field]) -> str:
-    names: dict[str, str] = {}
-    for name, field in fields.items():
-        names |= dict.fromkeys([flag(name)[2:], *field.metadata["also"].split()], flag(name))
+    names = {
+        also: flag(k) for k, field in fields.items() for also in field.metadata["also"].split()
+    }
+    names |= {flag(name)[2:]: flag(name) for name in fields}
     word = word.partition("=")[0]
     typed = word.strip("-").lower()
     close = [name for name in names if typed and name.startswith(typed)]
@@ -271,14 +272,13 @@ def _kinds(field: Field) -> tuple[list[str], Any, bool]:
 
 def _make_parser(options_type: Any, description: str, defaults: Mapping[str, Any]) -> _Parser:
     parser = _Parser(description=description)
-    places = ["%(prog)s [options]"]
+    parser.usage = "%(prog)s [options]"
     for title, fields in groups(options_type).items():
         section = parser.add_argument_group(title)
         for field in fields:
             if field.metadata["positional"]:
-                places.append(field.metadata["metavar"] + "..." * _kinds(field)[2])
+                parser.usage += f" {field.metadata['metavar']}" + "..." * _kinds(field)[2]
             _add(section, field, defaults[field.name])
-    parser.usage = " ".join(places)
     section = parser.add_argument_group("Help")
     section.add_argument("--help", action="store_true", help="Show this; so does -h.")
     section.add_argument("--version", action="store_true", help="Print the version.")
@@ -293,10 +293,8 @@ def _add(section: Any, field: Field, default: Any) -> None:
         more = {"action": "store_const", "const": not default, "dest": field.name}
     else:
         usual = "{" + ",".join(words) + "}" if words else KINDS[kind].split()[-1].upper()
-        more = {
-            "metavar": about["metavar"] or usual,
-            "nargs": "*" if many else "?" if place else None,
-        }
+        count = "*" if many else "?" if place else None
+        more = {"metavar": about["metavar"] or usual, "nargs": count}
         if default not in (None, (), MISSING):
             text += f" (default: {' '.join(map(str, default)) if many else default})"
         name = name if place else flag(name)
@@ -323,8 +321,8 @@ class _Help(argparse.HelpFormatter):
         lines = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(text)).split("\n")
 
         def wrap(line: str) -> str:
-            if not line.startswith(" "):
-                return "\n".join(self._split_lines(line, width))
-            return " \\\n      ".join(self._split_lines(line, width - 8))  # as a shell takes it
+            example = line.startswith(" ")  # which continues as a shell takes it
+            words = self._split_lines(line, width - 8 * example)
+            return (" \\\n      " if example else "\n").join(words)
 
         return "\n".join(map(wrap, lines))

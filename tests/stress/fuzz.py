@@ -22,6 +22,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,12 +60,10 @@ def damage(rng: random.Random, content: bytes) -> bytes:
     changed = bytearray(content)
     for _ in range(rng.randint(1, 8) if content else 0):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    zeros = content[:a] + bytes(b - a) + content[b:]
-    twice = content[:b] + content[a:]
+    zeros, twice = content[:a] + bytes(b - a) + content[b:], content[:b] + content[a:]
     longer = content + rng.randbytes(rng.choice((1, 8, 5000)))
-    return rng.choice(
-        (bytes(changed), content[:a], content[:a] + content[b:], zeros, twice, longer)
-    )
+    shorter = content[:a], content[:a] + content[b:]
+    return rng.choice((bytes(changed), *shorter, zeros, twice, longer))
 
 
 def edit_idx(rng: random.Random, content: bytes) -> bytes:
@@ -131,22 +130,12 @@ def pictures() -> list[bytes]:
     """The same digit in Pillow's common formats."""
     grey = np.full((40, 32), 230, np.uint8)
     grey[6:34, 14:18] = grey[6:10, 8:18] = 20
-    modes = {
-        "PNG": ("L", "RGB", "P", "1", "I;16", "RGBA", "LA"),
-        "JPEG": "L",
-        "GIF": "P",
-        "BMP": "L",
-    }
+    pairs = [("PNG", mode) for mode in ("L", "RGB", "P", "1", "I;16", "RGBA", "LA")]
     files = []
-    for kind, mode in [(name, mode) for name, found in modes.items() for mode in found]:
+    for kind, mode in (*pairs, ("JPEG", "L"), ("GIF", "P"), ("BMP", "L")):
         Image.fromarray(grey).convert(mode).save(buffer := io.BytesIO(), kind)
         files.append(buffer.getvalue())
     return files
-
-
-def saved_checkpoint() -> bytes:
-    with tempfile.TemporaryDirectory() as directory:
-        return checkpoint.save(directory, STATE, step=7, config={"hidden": [2, 3]}).read_bytes()
 
 
 def is_idx(content: bytes, array: np.ndarray) -> bool:
@@ -159,16 +148,19 @@ def is_weights(content: bytes, params: Any) -> bool:
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     header.pop("__metadata__", None)
-    found = {
-        f"{2 * int(layer.removeprefix('linear_'))}.{leaf}": array
-        for layer, leaves in params["params"].items()
-        for leaf, array in leaves.items()
-    }
-    return header.keys() == found.keys() and all(
-        (entry["dtype"], entry["shape"]) == ("F32", list(found[name].shape))
-        and data[slice(*entry["data_offsets"])] == found[name].tobytes()
+    found: dict[str, tuple] = {}
+    for layer, leaves in params["params"].items():
+        place = 2 * int(layer.removeprefix("linear_"))
+        for leaf, array in leaves.items():
+            found[f"{place}.{leaf}"] = "F32", list(array.shape), array.tobytes()
+    return found == {
+        name: (entry["dtype"], entry["shape"], data[slice(*entry["data_offsets"])])
         for name, entry in header.items()
-    )
+    }
+
+
+def is_checkpoint(content: bytes, _: Any) -> bool:
+    return with_checksum(content) == content
 
 
 def is_picture(_: bytes, image: np.ndarray) -> bool:
@@ -180,17 +172,14 @@ def kinds() -> dict[str, Kind]:
     shapes = {"0.weight": (4, 6), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
     weights = save({name: rng.random(shape, np.float32) for name, shape in shapes.items()})
     idx = struct.pack(">4I", 0x803, *SHAPE) + rng.bytes(120)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = checkpoint.save(folder, STATE, step=7, config={"hidden": [2, 3]}).read_bytes()
+    load_checkpoint = partial(checkpoint.load, like=STATE)
     packed = [idx, gzip.compress(idx, 1, mtime=0)]
     return {
         "idx": Kind(100_000, packed, edit_idx, lambda path: read_idx(path, SHAPE), is_idx),
         "weights": Kind(10_000, [weights], edit_header, load_weights, is_weights),
-        "checkpoints": Kind(
-            10_000,
-            [saved_checkpoint()],
-            edit_checkpoint,
-            lambda path: checkpoint.load(path, STATE),
-            lambda content, _: with_checksum(content) == content,
-        ),
+        "checkpoints": Kind(10_000, [saved], edit_checkpoint, load_checkpoint, is_checkpoint),
         "pictures": Kind(10_000, pictures(), edit_png, read_image, is_picture),
     }
 
