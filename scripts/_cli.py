@@ -43,7 +43,7 @@ import inspect
 import re
 import shlex
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -151,6 +151,19 @@ def _explain(error: Exception) -> NoReturn:
     if isinstance(error, JaxmnistError):
         fail(text, 2 if isinstance(error, UsageError) else 1)
     raise error
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """C code writes nothing to stderr."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def install_hint(extra: str) -> str:

@@ -9,11 +9,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import _cli as cli
 
 # isort: split
-import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from _options import file_type, load_model, weights
 from _output import printable
 
 BAR = 40  # characters that a probability of 1 takes
+DOUBTS = {None: "", "uncertain": "; uncertain", "no_digit": "; probably no single digit"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,64 +50,56 @@ def main(options: Options) -> None:
     from jaxmnist.runs.programs import find_device
 
     find_device("cpu")  # less work than waking an accelerator
-    if options.plot:
-        import matplotlib.figure  # noqa: F401  (missed now rather than after the work)
     reader = Reader(load_model(options.weights)[0])
     results = [read(reader, path) for path in options.images]
     good = [result for result in results if result["digit"] is not None]
+    images = [result.pop("seen") for result in good]
     if options.plot and good:
-        images, chances = (np.stack([r[k] for r in good]) for k in ("seen", "probabilities"))
+        chances = np.array([result["probabilities"] for result in good])
         names = [printable(Path(result["image"]).name) for result in good]
-        save_figure(probability_figure(images, chances, names), options.plot)
+        save_figure(probability_figure(np.stack(images), chances, names), options.plot)
     if options.json:
-        shown = [{k: v for k, v in result.items() if k != "seen"} for result in results]
-        print(json.dumps(shown, indent=1, allow_nan=False))
-    else:
-        print("\n".join(map(describe, results)))
+        print(json.dumps(results, indent=1, allow_nan=False))
+    for result in () if options.json else results:
+        print("\n".join(describe(**result)))
     sys.exit(int(len(good) < len(results)))
 
 
 def read(reader: Any, path: Path) -> dict[str, Any]:
-    """What is said of one picture; `error` says why it cannot be read."""
+    """What is said of one picture; `error` says why there is no digit."""
     from jaxmnist.errors import DataError
 
-    found = {"image": str(path), "digit": None, "probabilities": None, "doubt": None, "why": None}
+    found: dict[str, Any] = {"image": str(path), "digit": None, "probabilities": None}
+    found |= {"doubt": None, "why": None, "error": None}
     try:
-        with silenced():  # libtiff itself writes about damaged files
+        with cli.silenced():  # libtiff itself writes about damaged files
             source = io.BytesIO(sys.stdin.buffer.read()) if str(path) == "-" else path
             digit, chances, doubt, why, image = reader.read(source)
     except (DataError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return found | {"error": str(reason).removeprefix(f"{path}: ")}
-    found |= {"digit": digit, "doubt": doubt, "why": why, "error": None, "seen": image}
-    return found | {"probabilities": chances.tolist() if digit is not None else None}
+        text = str(getattr(error, "strerror", error))
+        return found | {"error": text.removeprefix(f"{path}: ")}
+    if digit is None:
+        return found | {"doubt": doubt, "error": why}
+    found |= {"digit": digit, "probabilities": chances.tolist(), "doubt": doubt, "why": why}
+    return found | {"seen": image}
 
 
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """C code writes nothing to stderr."""
-    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
-
-
-def describe(result: dict[str, Any]) -> str:
-    """The result for a reader: a line and, for each digit, a bar."""
-    name, doubt = printable(result["image"]), result["doubt"]
-    if result["digit"] is None:
-        return f"{name}: {printable(result['error'] or result['why'])}"
-    words = {"uncertain": "; uncertain: ", "no_digit": "; probably no single digit: "}
-    lines = [f"{name}: {result['digit']}{words[doubt] + result['why'] if doubt else ''}"]
-    for digit, chance in enumerate(result["probabilities"]):
+def describe(
+    image: str,
+    digit: int | None,
+    probabilities: Any,
+    doubt: Any,
+    why: str | None,
+    error: str | None,
+) -> list[str]:
+    """Lines for a reader: one and, for each digit, a bar."""
+    if digit is None:
+        return [f"{printable(image)}: {printable(error)}"]
+    lines = [f"{printable(image)}: {digit}{DOUBTS[doubt]}" + (f": {why}" if why else "")]
+    for number, chance in enumerate(probabilities):
         whole, eighths = divmod(round(chance * BAR * 8), 8)
-        bar = "█" * whole + " ▏▎▍▌▋▊▉"[eighths]
-        lines.append(f"  {digit}  {bar:{BAR}} {chance:6.1%}")
-    return "\n".join(lines)
+        lines.append(f"  {number}  {'█' * whole + ' ▏▎▍▌▋▊▉'[eighths]:{BAR}} {chance:6.1%}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_each_picture_has_its_line(script, trained_run, tmp_path, monkeypatch):
     found = json.loads(stdout)
     assert [row["digit"] is None for row in found] == [False, True, False, True, True]
     assert [row["doubt"] for row in found[2:4]] == ["no_digit", "no_digit"]
-    assert [row["error"] is None for row in found] == [True, False, True, True, False]
+    assert [row["error"] is None for row in found] == [True, False, True, False, False]
     assert (tmp_path / "p.png").stat().st_size > 5000
     content = io.TextIOWrapper(io.BytesIO(paths[0].read_bytes()))
     monkeypatch.setattr(sys, "stdin", content)

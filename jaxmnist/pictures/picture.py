@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import warnings
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -18,7 +19,6 @@ Source = str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray
 MAX_PIXELS = 2**26  # 67 million: today's cameras
 MAX_MOVING = 2**24  # of an animation, whose decoders hold several whole pictures at once
 MAX_SIDE = 2**16  # JPEG's; Pillow takes much memory for each row, however short
-MAX_BYTES = 2**29
 # Pillow's reader of EPS would start another program; its other formats hold no pictures of people.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -49,21 +49,26 @@ def read_picture(source: Source) -> Float32[np.ndarray, "h w"]:
         return _grey(source)
     if hasattr(source, "__array__"):
         return _grey(Image.fromarray(_bytes(np.asarray(source))))
+    # Read whole: Pillow would ask for as much memory as a damaged file claims to hold.
     if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        if os.path.getsize(name) > MAX_BYTES:
-            raise DataError(f"{name}: larger than {MAX_BYTES:,} bytes, which is the limit")
-        with open(name, "rb") as file:
-            content = file.read()
+        name, content = os.fspath(source), Path(source).read_bytes()
     else:
         name, content = "the picture", source.read()
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
-        return _decode(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow finds odd, but can read
+            with Image.open(io.BytesIO(content), formats=formats) as image:
+                most = MAX_MOVING if getattr(image, "is_animated", False) else MAX_PIXELS
+                if math.prod(image.size) > most or max(image.size) > MAX_SIDE:
+                    raise Image.DecompressionBombError
+                image.load()
+                return _grey(image)
     except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{name}: larger than {MAX_PIXELS:,} pixels ({MAX_MOVING:,} for an animation, "
-            f"{MAX_SIDE:,} a side), which is the limit; shrink it first"
-        ) from error
+        limits = f"{MAX_PIXELS:,} pixels ({MAX_MOVING:,} if it moves, {MAX_SIDE:,} a side)"
+        why = f"larger than {limits}, the limit; shrink it first"
+        raise DataError(f"{name}: {why}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_why_unknown(content)}") from error
     except Exception as error:  # on damaged files the decoders raise errors of a dozen kinds
@@ -80,37 +85,20 @@ def _bytes(array: np.ndarray) -> UInt8[np.ndarray, "h w *c"]:
     return np.round(array * np.float32(255)).astype(np.uint8)
 
 
-def _decode(content: bytes) -> Float32[np.ndarray, "h w"]:
-    # Read whole: Pillow would ask for as much memory as a damaged file claims to hold.
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow finds odd, but can read
-        with Image.open(io.BytesIO(content), formats=formats) as image:
-            most = MAX_MOVING if getattr(image, "is_animated", False) else MAX_PIXELS
-            if math.prod(image.size) > most or max(image.size) > MAX_SIDE:
-                raise Image.DecompressionBombError
-            image.load()
-            return _grey(image)
-
-
 def _why_unknown(content: bytes) -> str:
     if not content:
         return "is empty"
     if content[4:8] == b"ftyp" and content[8:12] in HEIC:
-        return (
-            "is a HEIC picture, which is not supported; convert it to JPEG, by `heif-convert` or "
-            "ImageMagick's `magick`, or set the iPhone's camera to Most Compatible"
-        )
+        return "is a HEIC picture; convert it to JPEG, or set the iPhone to Most Compatible"
     return f"is no picture in one of {', '.join(FORMATS)}"
 
 
 def _grey(image: Image.Image) -> Float32[np.ndarray, "h w"]:
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits of grey, which Pillow would cut to 8
         grey = _shrunk(image, "F")
+        grey = grey / max(1.0, np.abs(grey).max())
         if not np.isfinite(grey).all():
             raise ValueError("values that are not finite")
-        grey = grey / max(1.0, np.abs(grey).max())
     elif image.has_transparency_data:
         grey = _on_paper(_shrunk(image, "RGBA") / np.float32(255))
     else:

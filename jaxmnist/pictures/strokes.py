@@ -1,7 +1,5 @@
 """The strokes of a digit in a picture: dark on light or light on dark, a photo or a drawing."""
 
-from collections.abc import Iterable
-
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from PIL import Image
@@ -155,47 +153,22 @@ def _without_lines(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 def _lines(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """The pixels of lines across."""
-    lines, runs, middle = np.zeros_like(mask), _runs(mask), mask.shape[1] / 2
-    y, x = np.nonzero(mask & (runs <= max(1, round(LINE * min(mask.shape)))))
-    thick_y, thick_x = np.nonzero(mask)
-    for _ in range(40):  # the clearest first
-        share, row, slope = max(_straight(thick_y, thick_x, y, x, mask.shape))
-        if share < 0.9:
-            break
-        away = np.abs(y - row - slope * (x - middle))
-        limit = 1.5 * np.median(runs[y, x][away <= 1]) + 1
-        gone = (runs[y, x] <= limit) & (away <= limit)
-        lines[y[gone], x[gone]] = True
-        y, x = y[~gone & (away > 1)], x[~gone & (away > 1)]
-        rest = ~lines[thick_y, thick_x] & (np.abs(thick_y - row - slope * (thick_x - middle)) > 1)
-        thick_y, thick_x = thick_y[rest], thick_x[rest]
-    return lines
-
-
-def _straight(
-    y: Int[np.ndarray, " n"],
-    x: Int[np.ndarray, " n"],
-    thin_y: Int[np.ndarray, " m"],
-    thin_x: Int[np.ndarray, " m"],
-    shape: tuple[int, ...],
-) -> Iterable[tuple[float, float, float]]:
-    """For each slope the best line: the share of the width that it covers, its row, its slope.
-
-    It reaches both edges, and 0.3 of it is nothing but a thin line.
-    """
-    height, width = shape
-    extra = int(SLOPES.max() * width / 2) + 2  # a slope leads out of the picture
-    size = height + 2 * extra
+    lines, runs, width = np.zeros_like(mask), _runs(mask), mask.shape[1]
+    y, x = np.nonzero(mask)
+    thin = runs[y, x] <= max(1, round(LINE * min(mask.shape)))
     for slope in SLOPES:
-        rows = np.rint(y - slope * (x - width / 2)).astype(int) + extra
-        thin = np.rint(thin_y - slope * (thin_x - width / 2)).astype(int) + extra
+        rows = np.rint(y - slope * (x - width / 2)).astype(int)
+        rows -= rows.min()
         left, right, clear, covered = (
-            np.bincount(at, minlength=size)
-            for at in (rows[x < END * width], rows[x >= (1 - END) * width], thin, rows)
+            np.bincount(rows, part, rows.max() + 1)
+            for part in (x < END * width, x >= (1 - END) * width, thin, x >= 0)
         )
-        good = (np.minimum(left, right) > 0.5 * END * width) & (clear > 0.3 * width)
-        row = int(np.where(good, covered, 0).argmax())
-        yield good[row] * covered[row] / width, float(row - extra), slope
+        whole = (np.minimum(left, right) > 0.5 * END * width) & (clear > 0.3 * width)
+        for row in np.flatnonzero(whole & (covered > 0.9 * width)):
+            limit = 1.5 * np.median(runs[y, x][thin & (abs(rows - row) <= 1)]) + 1
+            gone = thin & (runs[y, x] <= limit) & (abs(rows - row) <= limit)
+            lines[y[gone], x[gone]] = True
+    return lines
 
 
 def _runs(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
@@ -223,14 +196,9 @@ def _without_underline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]
     straight = np.abs(low - line) <= max(1.5, thick)
     rest = inner & (np.arange(height)[:, None] <= line - 1.5 * thick - 1)
     tall = np.ptp(np.flatnonzero(rest.any(axis=1))) if rest.any() else 0
-    if (
-        straight.mean() < 0.95
-        or runs.max() > 0.15 * width
-        or abs(slope) > SLOPES[-1]
-        or rest[:, ends].any()
-        or not 0.2 * inner.sum() < rest.sum()
-        or tall > width
-    ):
+    digit = rest.sum() > 0.2 * inner.sum() and tall <= width and not rest[:, ends].any()
+    thin = runs.max() <= 0.15 * width and abs(slope) <= SLOPES[-1] and straight.mean() >= 0.95
+    if not (digit and thin):
         return mask
     cut = np.zeros_like(mask)
     cut[y, x] = rest
