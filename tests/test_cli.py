@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Literal
 from unittest import mock
@@ -83,6 +84,7 @@ def test_spellings(words, name, expected):
         ("--devices some", "--devices must be all or a whole number, not some"),
         ("--learning-rate nan", "--learning-rate must be at least 0, not nan"),
         ("--share=", "--share must be a number, not empty"),
+        ("--out gs://bucket/x.csv", "--out must be a path on this machine"),
         ("--out x.txt", "--out must be a file whose name ends in .csv, not x.txt"),
         ("--out a\x1b[31m", r"not a\x1b[31m"),
     ],
@@ -201,12 +203,10 @@ def run_prints(tmp_path, shell="", **environment):
     [
         ("", {}, 0, ""),
         ("<&- >&- 2>&-", {}, 0, ""),
-        ("--epochs x 2>&-", {}, 2, ""),
         ("", {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, 0, ""),
         ("--epochs é", {"PYTHONIOENCODING": "ascii"}, 2, r"not \xe9"),
         ("| head -c1", {}, 1, ""),
         (">/dev/full", {}, 1, "No space left on device"),
-        ("--help >/dev/full", {}, 1, "No space left on device"),
         ("--epochs x 2>/dev/full", {}, 2, ""),
     ],
 )
@@ -223,6 +223,7 @@ def on_a_terminal(*command, **environment) -> tuple[int, str]:
     """What the command prints on a terminal."""
     shown, words, environment = b"", list(map(str, command)), os.environ | environment
     terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), end)
     with subprocess.Popen([sys.executable, *words], **streams, env=environment) as process:
         os.close(end)

