@@ -54,11 +54,11 @@ def test_a_member_is_the_run_that_it_is_alone(toy, one, width):
     seeds = np.array([0, 7, 2**32 - 1, 0, 7], np.uint32)
     members = {"seed": seeds, "rate": np.repeat(np.float32([0.1, 3e38]), (3, 2))}
     population = compile_population(run, members, toy, devices=one, width=width)
-    assert traces == [64, 100]  # the step, which fills up its short batch, and the evaluation
+    assert traces == [64, 100, 200]  # the step, which fills up its short batch, and the evaluation
     chunks = list(run_chunks(population, members))
     assert [len(rows) for rows, _ in chunks] == ([1] * 5 if width == 1 else [2, 2, 1])
     results = run_population(population, members)
-    assert traces == [64, 100]
+    assert traces == [64, 100, 200]
     alone = jax.jit(run)
     for i in range(3):
         expected = alone(jax.tree.map(lambda values, i=i: values[i], members), toy)

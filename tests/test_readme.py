@@ -107,8 +107,10 @@ def test_the_commands_run_from_nothing(clone, tmp_path, mnist_dir):
 # test_cookbook.py runs those of the cookbook, on fewer images.
 @pytest.mark.slow
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != COOKBOOK])
-def test_the_examples_run(tmp_path, document, mnist_dir):
-    """As one program, in a directory of its own, without a warning."""
+def test_the_examples_run(tmp_path, document, mnist_dir, trained_run):
+    """As one program, in a directory of its own with a run, without a warning."""
+    shutil.copytree(trained_run, tmp_path / "runs/first")
+    shutil.copytree(ROOT / ".github", tmp_path / ".github")
     program = tmp_path / "example.py"
     if write_example(document, program):
         environment = {**os.environ, "JAXMNIST_DATA_DIR": str(mnist_dir.resolve())}
@@ -129,11 +131,8 @@ def test_blocks_and_links_are_of_known_kinds(document):
         assert "://" in target or folder.joinpath(target).exists(), f"{document}: {target}"
 
 
-@pytest.mark.parametrize("folder", ["jaxmnist", "scripts"])
-def test_every_module_and_script_has_its_line_and_no_other(folder):
-    text = (ROOT / folder / "README.md").read_text()
-    for path in (ROOT / folder).rglob("[!_]*.py"):
-        name = path.relative_to(ROOT / folder).as_posix()
-        assert re.search(rf"`(?:{folder}/)?{re.escape(name)}`|`{path.name}`", text), name
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document):
     there = {path.name for path in ROOT.glob("*/**/*.py")}
-    assert {Path(name).name for name in re.findall(r"`([\w/.]+\.py)`", text)} <= there
+    named = re.findall(r"`([\w/.]+\.py)`", (ROOT / document).read_text())
+    assert {Path(name).name for name in named} <= there
