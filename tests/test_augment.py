@@ -42,6 +42,7 @@ def uniform(key, *shape):
     return np.asarray(jax.random.uniform(key, (64, *shape), jnp.float32, -1, 1), np.float64)
 
 
+@pytest.mark.slow
 def test_an_affine_change_is_scipys(digits):
     angle, slant = np.deg2rad(20 * uniform(KEYS[0])), 0.3 * uniform(KEYS[2])
     factors, move = np.exp(0.2 * uniform(KEYS[1], 2)), 2 * uniform(KEYS[3], 2)
@@ -54,6 +55,7 @@ def test_an_affine_change_is_scipys(digits):
         np.testing.assert_allclose(found[i], expected, atol=0.1)
 
 
+@pytest.mark.slow
 def test_an_elastic_change_is_scipys_interpolation_of_its_field(digits):
     field = np.asarray(_field(KEYS[4], digits, 1.5), np.float64)
     found = augment(KEY, digits.astype(np.float32), elasticity=1.5)
@@ -61,6 +63,7 @@ def test_an_elastic_change_is_scipys_interpolation_of_its_field(digits):
         np.testing.assert_allclose(bent, warp(image, np.eye(2), field=part), atol=0.1)
 
 
+@pytest.mark.slow
 def test_stroke_widths_are_scipys_dilation_and_erosion(digits):
     amounts, cross = 0.8 * uniform(KEYS[5]), ndimage.generate_binary_structure(2, 1)
     found = augment(KEY, digits, stroke=0.8)
@@ -84,6 +87,7 @@ def test_strength_0_is_the_identity_to_the_bit(digits, dtype):
         augment(KEY, images[0])
 
 
+@pytest.mark.slow
 def test_handwriting_is_augment_at_usual_strengths(digits):
     half = dict(zip(STRONG, [5, 0.05, 0.075, 0.5, 0.4, 0.25], strict=True))
     assert_alike(handwriting(KEY, digits, 0.5), augment(KEY, digits, **half))

@@ -238,6 +238,7 @@ def test_float_pixels_that_nobody_has_scaled(dtype):
         assert np.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_generators_whose_members_depend_on_each_other_under_vmap(impl):
     """An ensemble is refused, also behind jit; one after the other each is the single one."""

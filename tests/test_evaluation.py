@@ -36,6 +36,7 @@ def test_every_image_counts_once(toy, batch_size):
         assert_close(run(PARAMS, toy), got, 1e-6)
 
 
+@pytest.mark.slow
 def test_under_x64_and_strict_promotion(toy, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # uint8 is no `Int` to it
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
@@ -48,6 +49,7 @@ def test_under_x64_and_strict_promotion(toy, monkeypatch):
         assert evaluate(METRICS, params, data)["loss"].dtype == np.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "classes"), [(np.uint8, 256), (np.uint8, 300), (np.int8, 200), (np.int16, 300)]
 )
@@ -130,6 +132,7 @@ def test_no_examples():
         evaluate(METRICS, PARAMS, empty)
 
 
+@pytest.mark.slow
 def test_a_whole_module_as_parameters(toy):
     """Functions among its leaves are no arrays."""
     eqx = pytest.importorskip("equinox")
@@ -143,6 +146,7 @@ def test_a_whole_module_as_parameters(toy):
     )
 
 
+@pytest.mark.slow
 def test_members_and_their_mean(toy):
     """Vmapped over parameters, and of averaged logits."""
     many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)

@@ -288,6 +288,7 @@ def batch_norm(params, batch, *, key, model_state, where):
     return cross_entropy(logits, batch.labels), {}, stats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tx", [TX, optax.adamw(0.01, weight_decay=0.5)], ids=["sgd", "adamw"])
 def test_batch_statistics_equal_numpy(toy, tx):
     """The padded last batch included; weight decay touches the parameters and no statistics."""

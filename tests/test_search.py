@@ -265,6 +265,7 @@ def test_tpe_finds_better_settings_than_it_began_with(start, tmp_path):
     assert np.nanmean(scores[-10:]) > np.nanmean(scores[:10])
 
 
+@pytest.mark.slow
 def test_csv_and_plots(start, tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     for specs, images in ((SPECS, 2), (["learning_rate=0.001,0.002", "batch_size=1,2,3,4,5"], 3)):

@@ -121,6 +121,7 @@ def test_what_cannot_be_written_shows_before_training(script, few_digits, tmp_pa
         refused(script("sweep.py", *QUICK, "--grid", "epochs=9", option, path), 1, "file")
 
 
+@pytest.mark.slow
 def test_a_model_that_fits_no_memory_is_one_line(script, few_digits):
     options = [*QUICK[:4], "--grid", "hidden=900000,900000;8", "--device", "cpu"]
     refused(script("sweep.py", *options), 1, "one model", "GB")

@@ -37,6 +37,7 @@ def made(tmp_path_factory):
     return datasets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [False, True])
 def test_the_images_of_a_key(added):
     images = np.asarray(draw(KEYS[0], LABELS, added=added))

@@ -71,6 +71,7 @@ def test_the_step_is_traced_once_a_run(script, few_digits, monkeypatch):
     assert traced == [(30, 784)]
 
 
+@pytest.mark.slow
 def test_going_on_equals_never_having_stopped(script, few_digits, tmp_path):
     """It says that it goes on before old epochs; a run that is done compiles nothing."""
     options = (*FEW, "--augment", 1, "--optimizer", "adam", "--resume", "--out")

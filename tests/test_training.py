@@ -130,6 +130,7 @@ def test_remainders_that_cannot_be(wrong):
         make_train_epoch(STEP, remainder="last")
 
 
+@pytest.mark.slow
 def test_the_rule_holds_for_a_step_under_jit_and_vmap(toy):
     """A vmapped step has no axis for `where`, so it gets the short batch."""
     keys = jax.random.split(KEY, 3)
@@ -177,6 +178,7 @@ def test_a_run_is_its_epochs(toy):
     assert_close(state, expected, 2e-6)
 
 
+@pytest.mark.slow
 def test_going_on_is_one_run(toy):
     """The epoch follows from the state's step, also of one within a state of one's own."""
 
@@ -229,6 +231,7 @@ def test_adversaries_report_no_loss():
     np.testing.assert_array_equal(np.isnan(metrics["b"]), [False, True])
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_its_members(toy):
     """Over keys and rates, with keys of their own in the steps; traced once."""
 
@@ -320,6 +323,7 @@ def test_init_state_takes_an_example_and_names_it():
     assert note == "init_state's example= is one example for the model, here (784,)"
 
 
+@pytest.mark.slow
 def test_norms_are_optaxs(toy):
     new, metrics = jax.jit(make_train_step(OBJECTIVE, TX, log=norms))(STATE, toy)
     grads = jax.grad(lambda p: OBJECTIVE(p, toy).mean())(STATE.params)

@@ -285,6 +285,7 @@ class Pair(NamedTuple):
     apply: Callable
 
 
+@pytest.mark.slow
 def test_an_nnx_module_trains_as_the_linen_module_with_its_weights(toy):
     class Net(nnx.Module):
         def __init__(self, rngs):
