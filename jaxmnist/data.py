@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32, PRNGKeyArray, Shaped
+from jaxtyping import Array, Int, Int32, Integer, PRNGKeyArray, Shaped
 
 from jaxmnist.checks import check_count, check_key, describe
 from jaxmnist.types import AnyArray, Examples
@@ -74,7 +74,7 @@ def batches(
     *,
     seed: int = 0,
     epoch: int = 0,
-    order: Int[AnyArray, " steps"] | None = None,
+    order: Integer[AnyArray, " steps"] | None = None,
 ) -> Iterator[T]:
     """One epoch as a plain iterator of host batches, for a loop of your own.
 

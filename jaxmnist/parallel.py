@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Integer
 
 from jaxmnist.checks import check_count, describe
 from jaxmnist.data import check_order, num_examples
@@ -89,7 +89,7 @@ def fsdp_shardings(tree: Tree, mesh: Mesh, axis: str = "data") -> Tree:
 
 def shard_epoch(
     dataset: Examples,
-    order: Int[AnyArray, " n"],
+    order: Integer[AnyArray, " n"],
     batch_size: int,
     mesh: Mesh,
     axis: str | tuple[str, ...] = "data",

@@ -12,18 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Int32, Integer, PRNGKeyArray
 
 from jaxmnist.checks import check_count, check_key, check_names, check_trained, describe
 from jaxmnist.data import check_order, epoch_order, num_examples
 from jaxmnist.objective import Objective, ScalarObjective, as_scalar, check_objective
 from jaxmnist.parallel import choose_remainder, partition_specs, scan_steps, with_auto_sharding
-from jaxmnist.types import Examples, Metrics, Model, Optimizer, Params, Remainder, State, TrainStep
+from jaxmnist.types import (
+    AnyArray,
+    Examples,
+    Metrics,
+    Model,
+    Optimizer,
+    Params,
+    Remainder,
+    State,
+    TrainStep,
+)
 
 ValueAndGrad: TypeAlias = Callable[[ScalarObjective], Callable[..., Any]]
 Log: TypeAlias = Callable[["TrainState", Any, Any], Metrics]  # (state, grads, updates)
 # (state, dataset, order) -> (state, metrics)
-TrainEpoch: TypeAlias = Callable[[State, Examples, Int[Array, " n"]], tuple[State, Any]]
+TrainEpoch: TypeAlias = Callable[[State, Examples, Integer[AnyArray, " n"]], tuple[State, Any]]
 _STEP = zlib.crc32(b"step")
 
 
@@ -138,7 +148,7 @@ def make_train_step(
     takes_any = any(p.kind is p.VAR_KEYWORD for p in named.values())
 
     def train_step(
-        state: TrainState, batch: Examples, where: Bool[Array, " n"] | None = None
+        state: TrainState, batch: Examples, where: Bool[AnyArray, " n"] | None = None
     ) -> tuple[TrainState, Metrics]:
         if not isinstance(state, TrainState):
             raise TypeError(f"state is a TrainState, of init_state, not {describe(state)}")
@@ -201,7 +211,9 @@ def make_train_epoch(
     check_count("batch_size", batch_size)
     remainder = choose_remainder(train_step, remainder)
 
-    def train_epoch(state: State, dataset: Examples, order: Int[Array, " n"]) -> tuple[State, Any]:
+    def train_epoch(
+        state: State, dataset: Examples, order: Integer[AnyArray, " n"]
+    ) -> tuple[State, Any]:
         n = num_examples(dataset)
         check_order(order, n)
         dataset, order = jax.tree.map(jnp.asarray, (dataset, order))
@@ -219,8 +231,10 @@ def make_train_epoch(
 
         return state, jax.tree.map(mark, metrics)
 
-    def scan_epoch(state: State, dataset: Examples, order: Int[Array, " n"]) -> tuple[State, Any]:
-        def step(state: State, rows: Int[Array, " batch"], **where: Any) -> tuple[State, Any]:
+    def scan_epoch(
+        state: State, dataset: Examples, order: Integer[Array, " n"]
+    ) -> tuple[State, Any]:
+        def step(state: State, rows: Integer[Array, " batch"], **where: Any) -> tuple[State, Any]:
             return train_step(state, jax.tree.map(lambda x: x[rows], dataset), **where)
 
         size, tail = order.size, order.size % batch_size

@@ -57,7 +57,9 @@ def run_script(name: str, *options: object) -> int:
         patch.setattr(sys, "argv", [str(path), *map(str, options)])
         patch.setattr(sys, "path", sys.path[:])  # a script puts its directory first
         try:
-            with pytest.raises(SystemExit) as stop:
+            # As a user's process is, whatever the tests' own is.
+            usual = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+            with usual[0], usual[1], pytest.raises(SystemExit) as stop:
                 runpy.run_path(str(path), run_name="__main__")
         finally:
             jax.config.update("jax_default_matmul_precision", precision)

@@ -90,7 +90,7 @@ def test_nothing_takes_the_place_of_a_directory_that_is_named(tmp_path, nowhere,
     for name in (tmp_path / "nothing-here", "~nosuchuser/x"):
         with pytest.raises(DataNotFoundError, match=f"^{name}: no such directory; "):
             load_data("auto", name)
-    with pytest.raises(DataError, match=r"xxx: cannot be read: File name too long$"):
+    with pytest.raises(DataError, match=r"xxx\S*: cannot be read: File name too long$"):
         load_data("auto", "x" * 300)
     monkeypatch.setenv("JAXMNIST_DATA_DIR", "~nosuchuser/x")
     with pytest.raises(DataNotFoundError, match=r"^~nosuchuser/x: no such directory; "):

@@ -182,7 +182,7 @@ def test_a_loss_across_the_batch_sees_no_padding():
     """A contrast of all pairs of rows, which takes no `where`, gets the short batch."""
 
     def pairs(params, batch):
-        z = batch["x"] * params
+        z = batch["x"] * params[None]
         return -jax.nn.log_softmax(z @ z.T).diagonal()
 
     step = make_train_step(pairs, TX)

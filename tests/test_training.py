@@ -1,5 +1,7 @@
 """The step against float64 NumPy, the epoch against its steps, and the run against its epochs."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,10 +126,11 @@ def test_an_epoch_is_its_steps(toy, batch_size, remainder, traces):
 def test_remainders_that_cannot_be(wrong):
     """A typo, or padding for an objective that cannot mask it."""
     step = make_train_step(lambda params, batch: OBJECTIVE(params, batch), TX)
+    make = inspect.unwrap(make_train_epoch)  # without the tests' check of types
     with pytest.raises(ValueError, match=f"whose objective takes `where`, 'pad'; not '{wrong}'"):
-        make_train_epoch(step, remainder=wrong)
+        make(step, remainder=wrong)
     with pytest.raises(ValueError, match="'last'"):
-        make_train_epoch(STEP, remainder="last")
+        make(STEP, remainder="last")
 
 
 @pytest.mark.slow
@@ -338,5 +341,5 @@ def test_help_names_the_types():
     import pydoc
 
     page = pydoc.plain(pydoc.render_doc(make_train_step))
-    assert "objective: 'Objective', tx: 'Optimizer'" in page
+    assert "objective: 'Objective', tx: 'Optimizer'" in " ".join(page.split())
     assert max(map(len, page.splitlines())) < 200

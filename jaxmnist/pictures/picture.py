@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -15,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxmnist.errors import DataError
 
-Source = str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray
+Source = str | os.PathLike[str] | io.BufferedIOBase | Image.Image | np.ndarray
 MAX_PIXELS = 2**26  # 67 million: today's cameras
 MAX_MOVING = 2**24  # of an animation, whose decoders hold several whole pictures at once
 MAX_SIDE = 2**16  # JPEG's; Pillow takes much memory for each row, however short
