@@ -205,7 +205,7 @@ def probability_figure(
     return figure
 
 
-def percent(share: float) -> str:
+def percent(share: float | np.floating) -> str:
     """A share of 1 in percent, with one decimal; neither 0 nor 1 by rounding alone.
 
     >>> [percent(share) for share in (0, 0.0001, 0.5, 0.9999, 1)]
