@@ -54,7 +54,7 @@ def goes_on(script, out, undisturbed):
 )
 def test_a_call_fails(script, few_digits, tmp_path, undisturbed, every):
     assert undisturbed[1] > 30
-    for n in range(every, undisturbed[1] + 1, every):
+    for n in range(every, undisturbed[1] - 5, every):  # a process's first run makes a few more
         out = tmp_path / f"{n:03}"
         calls = inject(str(CODES[n // every % len(CODES)]), n, str(out))
         done = script(*COMMAND, out)
