@@ -15,7 +15,7 @@ from jaxmnist.objective import classifier_objective
 from jaxmnist.training import TrainState, init_state, make_train_epoch, make_train_step, train
 from jaxmnist.transforms import preprocess
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["MLP", "Dataset", "JaxmnistError", "TrainState", "batches", "check_finite"]
 __all__ += ["classifier_metrics", "classifier_objective", "cross_entropy", "epoch_order"]
 __all__ += ["evaluate", "init_state", "load_mnist", "make_train_epoch", "make_train_step"]
