@@ -5,7 +5,6 @@ metadata hold a config and a sha256 over the whole file, with zeros in its own p
 is executed. We keep a format of our own for that checksum: Orbax and pickles have none.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,15 +21,11 @@ from jaxmnist.errors import CheckpointError
 from jaxmnist.files import atomic_write
 
 StrPath = str | os.PathLike[str]
-Json = Mapping[str, Any]
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 _METADATA = "jaxmnist_checkpoint"  # one entry: safetensors stores several in random order
 # The metadata is JSON in a string of the header's JSON, and the checksum the first thing in it.
 _MARK = b'"jaxmnist_checkpoint":"{\\"sha256\\": \\"'
 _NO_DIGEST = b"0" * 64
-_KINDS = {"F": "float", "I": "int", "U": "uint"}
-_DTYPES = {f"{kind}{n}": f"{_KINDS[kind]}{n}" for kind in _KINDS for n in (8, 16, 32, 64)}
-_DTYPES |= {"BOOL": "bool", "BF16": "bfloat16"}  # as safetensors and as NumPy name them
 _KEPT = 3  # checkpoints of a directory
 
 
@@ -42,7 +37,11 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    directory: StrPath, state: Any, *, step: int | None = None, config: Json | None = None
+    directory: StrPath,
+    state: Any,
+    *,
+    step: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `checkpoint-<step>.safetensors` and wait until it is on the disk; the newest 3 stay.
 
@@ -60,10 +59,8 @@ def save(
 
     Raises:
         OSError: it cannot be written. The earlier checkpoints are still there.
-        TypeError: a leaf is no array of numbers, the config is not JSON, or there is no step.
+        TypeError: a leaf is no array of numbers, or the config is not JSON.
     """
-    if step is None and not hasattr(state, "step"):
-        raise TypeError("this state has no step: give one, save(..., step=...)")
     step = int(state.step if step is None else step)
     content = _encode(named_leaves(state), config or {})
     path = Path(directory, f"checkpoint-{step:08}.safetensors")
@@ -72,8 +69,7 @@ def save(
     # Those of later steps stay: they are not this run's past, and `restore` may have refused them.
     past = [path for found, path in list_checkpoints(directory) if found <= step]
     for old in past[:-_KEPT]:
-        with contextlib.suppress(OSError):  # one too many does no harm
-            old.unlink()
+        old.unlink()
     return path
 
 
@@ -166,10 +162,14 @@ def _encode(leaves: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
             keys[name], leaf = str(jax.random.key_impl(leaf)), jax.random.key_data(leaf)
         arrays[name] = np.asarray(leaf, order="C")
-        if str(arrays[name].dtype) not in _DTYPES.values():
-            raise TypeError(f"{name}: {arrays[name].dtype} is no dtype that a checkpoint can hold")
-    metadata = {"sha256": _NO_DIGEST.decode(), "config": dict(config), "keys": keys}
-    content = safetensors.numpy.save(arrays, {_METADATA: json.dumps(metadata)})
+    # safetensors has names of its own for them, and NumPy none for bfloat16
+    dtypes = {name: array.dtype.name for name, array in arrays.items()}
+    metadata = {"sha256": _NO_DIGEST.decode(), "config": dict(config)}
+    metadata |= {"keys": keys, "dtypes": dtypes}
+    try:
+        content = safetensors.numpy.save(arrays, {_METADATA: json.dumps(metadata)})
+    except safetensors.SafetensorError as error:
+        raise TypeError(f"a checkpoint holds arrays of numbers: {error}") from error
     return content.replace(_NO_DIGEST, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
@@ -181,15 +181,14 @@ def _decode(path: Path, content: bytes) -> Checkpoint:
     start = content.find(_MARK) + len(_MARK)
     if start < len(_MARK):
         raise CheckpointError(f"{path}: no checkpoint, or damaged; {advice}")
-    digest = hashlib.sha256(content[:start] + _NO_DIGEST)
-    digest.update(memoryview(content)[start + 64 :])
-    if digest.hexdigest().encode() != content[start : start + 64]:
+    unsigned = content[:start] + _NO_DIGEST + content[start + 64 :]
+    if hashlib.sha256(unsigned).hexdigest().encode() != content[start : start + 64]:
         raise CheckpointError(f"{path}: damaged, its checksum does not match; {advice}")
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = json.loads(header["__metadata__"][_METADATA])
         leaves: dict[str, Any] = {
-            name: np.frombuffer(x["data"], _DTYPES[x["dtype"]]).reshape(x["shape"]).copy()
+            name: np.frombuffer(x["data"], metadata["dtypes"][name]).reshape(x["shape"]).copy()
             for name, x in safetensors.deserialize(content)
         }
         for name, impl in metadata["keys"].items():

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# What a file system says that cannot flush: network shares, FUSE, some containers.
-_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTTY}
+# What a file system says that cannot flush: network shares, FUSE, some containers; and of a
+# directory that may be written to and not read.
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTTY, errno.EACCES}
 
 
 @contextlib.contextmanager
@@ -39,16 +40,13 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         try:
             with temporary.open("xb") as file:
                 yield file
-                if durable:
-                    file.flush()
-                    _flush(file.fileno())
+            if durable:
+                _flush(temporary)
             os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
         if durable:
-            _flush_directory(path.parent)
+            _flush(path.parent)
 
 
 @contextlib.contextmanager
@@ -60,18 +58,14 @@ def naming(path: Path, what: str = "written") -> Iterator[None]:
         raise OSError(f"{path}: cannot be {what}: {error.strerror or error}") from error
 
 
-def _flush(number: int) -> None:
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     try:
-        os.fsync(number)
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
     except OSError as error:
         if error.errno not in _CANNOT_FLUSH:
             raise
-
-
-def _flush_directory(directory: Path) -> None:
-    with contextlib.suppress(PermissionError):  # not to be listed; the file itself is on the disk
-        number = os.open(directory, os.O_RDONLY)
-        try:
-            _flush(number)
-        finally:
-            os.close(number)

@@ -1,7 +1,7 @@
 """The directory of a run: its lock, its identity, its checkpoints, logs and weights.
 
 What cannot be written ends the run with one line that names the file. However a run ends, its last
-checkpoint is whole, and `begin` continues from it with exactly the rows that belong to it.
+checkpoint is whole. The other files follow from it: `save` writes them after it, and `begin` again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +36,8 @@ _FLAGS = (
 )
 # Another version of one of these may round otherwise; a run continues, with a warning.
 _PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "numpy")
+# What a file raises that is not the JSON that is expected.
+_WRONG = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
 def option_values(options: Any, *, identity: bool = False) -> dict[str, Any]:
@@ -80,42 +82,10 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def lock(directory: Path) -> Iterator[str | None]:
-    """Lock a directory, which is created if missing, against other processes.
-
-    The operating system takes the lock from a process that ends, however it ends. Gives a line of
-    warning where the file system has no locks.
-
-    Raises:
-        CheckpointError: another process has it.
-        OSError: the directory cannot be made or written to.
-    """
-    path, note = directory / ".lock", None
-    with naming(directory, "made"):
-        directory.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        file = path.open("a+")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            what = f"another process is training into {directory} (pid {file.read(20).strip()})"
-            raise CheckpointError(f"{what}; wait for it, or name another directory") from None
-        except OSError as error:
-            note = f"{directory} cannot be locked ({error.strerror}): let no other process use it"
-        with naming(path):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield note
-
-
-@contextlib.contextmanager
 def open_run(
     path: Path, *, warn: Callable[[str], None], tensorboard: bool = False
 ) -> Iterator[RunDirectory]:
-    """The directory of a run, locked until the block ends.
+    """The directory of a run, locked against other processes until the block ends.
 
     Args:
         path: created if missing. One that holds other files than a run's is a UsageError.
@@ -124,11 +94,12 @@ def open_run(
     """
     if tensorboard:
         import tensorboardX  # noqa: F401  (missed now, and not after the first epoch)
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path}: already exists and is not a directory")
-    with lock(path) as note:
-        if note:
-            warn(note)
+    with naming(path, "made"):
+        path.mkdir(parents=True, exist_ok=True)
+    with naming(path / ".lock"):
+        file = (path / ".lock").open("a")
+    with file:
+        _lock(file, path, warn)
         with naming(path, "read"):
             names = [n for n in os.listdir(path) if not n.startswith(".") and n[-4:] != ".tmp"]
         if names and "config.json" not in names and not checkpoint.list_checkpoints(path):
@@ -138,12 +109,24 @@ def open_run(
         yield RunDirectory(path, warn, tensorboard)
 
 
+def _lock(file: IO[str], directory: Path, warn: Callable[[str], None]) -> None:
+    """Lock the directory's file until it is closed, at the latest by the process's end."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        advice = "wait for it, or name another directory"
+        raise CheckpointError(f"{directory}: another process trains into it; {advice}") from None
+    except OSError as error:  # some network file systems have no locks
+        warn(f"{directory} cannot be locked ({error.strerror}): let no other process use it")
+
+
 class RunDirectory:
     """The files of a run, for the process that has the directory's lock; see `open_run`."""
 
     def __init__(self, path: Path, warn: Callable[[str], None], tensorboard: bool) -> None:
         self.path = path
         self.records: list[Record] = []  # of the epochs so far
+        self._losses: list[np.ndarray] = []  # of their steps
         self._warn, self._tensorboard, self._config = warn, tensorboard, dict[str, Any]()
 
     def begin(self, config: Mapping[str, Any], like: Any, *, resume: bool) -> Any:
@@ -162,52 +145,50 @@ class RunDirectory:
         found, damaged = checkpoint.restore(self.path)
         for line in damaged:
             self._warn(f"skipped a checkpoint: {line}")
-        if not found and not (self.path / "weights.safetensors").exists():
-            return None  # a run that was stopped in its first epoch may be another
-        there = found.config.get("run", {}) if found else read_config(self.path)
+        if not found:  # a run that was stopped in its first epoch may be another
+            if (self.path / "weights.safetensors").exists():
+                what = "holds weights and no checkpoint"
+                raise UsageError(f"{self.path}: {what}; name another directory")
+            return None
+        there = found.config
         if line := differences(there.get("identity", {}), config["identity"]):
             raise UsageError(f"{self.path}: holds another run ({line}); name another directory")
         if not resume:
             raise UsageError(f"{self.path}: holds this run already; --resume continues it")
-        if not found:
-            return None
         if line := differences(there["versions"], config["versions"]):
             self._warn(f"other versions, so the last digits may differ: {line}")
-        state = checkpoint.as_tree(self.path, found.state, like)
-        self.records = found.config["records"]
-        self._write_logs()
+        self.records, self._losses = there["records"], [*found.state.pop("state['losses']")]
+        state = checkpoint.as_tree(self.path, found.state, {"training": like})["training"]
+        self._write_others(state, since=0)
         return state
 
     def save(self, state: Any, record: Record, losses: Float32[np.ndarray, " steps"]) -> None:
-        """Write the end of an epoch: its rows, then its checkpoint.
+        """Write the end of an epoch: its checkpoint, then the files that follow from it.
 
         Args:
             state: after the epoch.
             record: the epoch's row of metrics.jsonl, see `epoch_record`.
             losses: the training loss of each of its steps.
         """
-        if not self.records:
-            self._write_logs()
         self.records.append(record)
+        self._losses.append(losses)
+        content = {"training": state, "losses": np.stack(self._losses)}
+        config = self._config | {"records": self.records}
+        checkpoint.save(self.path, content, step=int(record["step"]), config=config)
+        self._write_others(state, since=len(self.records) - 1)
+
+    def _write_others(self, state: Any, since: int) -> None:
+        """Write the files that follow from the state and the rows; since this epoch, from 0."""
         # First the weights: who finds the row of the last epoch finds its weights.
         save_weights(self.path / "weights.safetensors", state.params)
-        _append(self.path / "steps.jsonl", _step_rows(record, losses))
-        _append(self.path / "metrics.jsonl", _row(record))
+        losses = np.concatenate(self._losses[since:])
+        first = since * len(self._losses[0]) + 1
+        _append(self.path / "steps.jsonl", _step_rows(first, losses), new=first == 1)
+        _replace(self.path / "config.json", json.dumps(self._config, indent=2) + "\n")
+        rows = "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records)
+        _replace(self.path / "metrics.jsonl", rows)
         if self._tensorboard:
-            _write_events(self.path / "tensorboard", record, losses)
-        kept = {"run": self._config, "records": self.records}
-        checkpoint.save(self.path, state, step=int(record["step"]), config=kept)
-
-    def _write_logs(self) -> None:
-        """Write config.json, and leave the rows of the epochs so far in the logs."""
-        _replace(self.path / "config.json", json.dumps(self._config, indent=2).encode() + b"\n")
-        _replace(self.path / "metrics.jsonl", b"".join(map(_row, self.records)))
-        path, done = self.path / "steps.jsonl", int(self.records[-1]["step"]) if self.records else 0
-        with naming(path, "read"):
-            rows = path.read_bytes().split(b"\n")[:-1][:done] if path.exists() else []
-        _replace(path, b"".join(row + b"\n" for row in rows))
-        if len(rows) < done:
-            self._warn(f"{path}: the losses of {done - len(rows):,} steps are missing")
+            _write_events(self.path / "tensorboard", self.records[-1], self._losses[-1])
 
 
 class Run(NamedTuple):
@@ -228,35 +209,26 @@ def read_run(path: Path) -> Run:
         UsageError: the directory holds no run.
         JaxmnistError: no epoch of the run is done, or one of its files is damaged.
     """
-    if not (path / "config.json").is_file():
+    file = path / "config.json"
+    if not file.is_file():
         what = "it has no config.json" if path.is_dir() else "there is no such directory"
         raise UsageError(f"{path}: no run of scripts/train.py --out: {what}")
-    config = read_config(path)
+    try:
+        with naming(file, "read"):
+            config = json.loads(file.read_bytes())
+        total = math.floor(config["options"]["epochs"])
+    except _WRONG as error:
+        raise DataError(f"{file}: damaged; scripts/train.py --resume writes it again") from error
     measured = ("epoch", "step", "train_loss", "test_loss", "test_accuracy")
     records = list(_rows(path / "metrics.jsonl", *measured))
     if not records:
         advice = f"go on with scripts/train.py --out {path} --resume"
         raise DataError(f"{path}: no epoch is done; {advice}")
-    losses = np.full(int(records[-1]["step"]), np.nan, np.float32)
-    for row in _rows(path / "steps.jsonl", "step", "loss"):
-        if 0 < row["step"] <= len(losses):
-            losses[int(row["step"]) - 1] = row["loss"]
-    params, epochs = load_weights(path / "weights.safetensors"), len(records)
-    finished = epochs >= config["options"]["epochs"]
-    return Run(path, config, records, losses.reshape(epochs, -1), params, finished)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The content of a run's config.json; a DataError where it is damaged."""
-    file = path / "config.json"
-    try:
-        with naming(file, "read"):
-            config = json.loads(file.read_bytes())
-        math.floor(config["options"]["epochs"])
-        return config
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        advice = "remove it if there are checkpoints, or name a new directory"
-        raise DataError(f"{file}: damaged; {advice}") from error
+    steps = {row["step"]: row["loss"] for row in _rows(path / "steps.jsonl", "step", "loss")}
+    every = range(1, int(records[-1]["step"]) + 1)
+    losses = np.float32([steps.get(n, np.nan) for n in every]).reshape(len(records), -1)
+    params = load_weights(path / "weights.safetensors")
+    return Run(path, config, records, losses, params, len(records) >= total)
 
 
 def epoch_record(
@@ -306,7 +278,7 @@ def _write_events(directory: Path, record: Record, losses: np.ndarray) -> None:
     """
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import scalar
 
     epoch, step = int(record["epoch"]), int(record["step"])
     points = [(n, "train/step_loss", x) for n, x in enumerate(losses, step - len(losses) + 1)]
@@ -317,31 +289,25 @@ def _write_events(directory: Path, record: Record, losses: np.ndarray) -> None:
             old.unlink()
         writer = EventsWriter(str(directory / "events"), f".epoch-{epoch}")
         for n, tag, x in points:
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(x))])
-            writer.write_event(Event(step=n, wall_time=time.time(), summary=summary))
+            writer.write_event(Event(step=n, wall_time=time.time(), summary=scalar(tag, x)))
         writer.close()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, text: str) -> None:
     with atomic_write(path) as file:
-        file.write(content)
+        file.write(text.encode())
 
 
-def _append(path: Path, content: bytes) -> None:
-    with naming(path), path.open("r+b") as file:  # not "ab": a removed file is an error
+def _append(path: Path, text: str, *, new: bool) -> None:
+    # Not "ab": that a file was removed is an error.
+    with naming(path), path.open("wb" if new else "r+b") as file:
         file.seek(0, os.SEEK_END)
-        file.write(content)
+        file.write(text.encode())
 
 
-def _row(record: Record) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
-
-
-def _step_rows(record: Record, losses: np.ndarray) -> bytes:
+def _step_rows(first: int, losses: np.ndarray) -> str:
     """Rows of steps.jsonl, with as many digits as it takes to read the same float32 back."""
-    steps = range(int(record["step"]) - len(losses) + 1, int(record["step"]) + 1)
-    pairs = zip(steps, losses, strict=True)
-    return "".join(f'{{"step": {n}, "loss": {loss!s}}}\n' for n, loss in pairs).encode()
+    return "".join(f'{{"step": {n}, "loss": {loss!s}}}\n' for n, loss in enumerate(losses, first))
 
 
 def _rows(path: Path, *names: str) -> Iterator[dict[str, Any]]:
@@ -353,6 +319,6 @@ def _rows(path: Path, *names: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             for name in names:
                 math.floor(row[name])  # a number, and finite
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except _WRONG as error:
             raise DataError(f"{path}: line {number} is damaged") from error
         yield row
