@@ -224,11 +224,12 @@ def read_run(path: Path) -> Run:
     if not records:
         advice = f"go on with scripts/train.py --out {path} --resume"
         raise DataError(f"{path}: no epoch is done; {advice}")
-    steps = {row["step"]: row["loss"] for row in _rows(path / "steps.jsonl", "step", "loss")}
-    every = range(1, int(records[-1]["step"]) + 1)
-    losses = np.float32([steps.get(n, np.nan) for n in every]).reshape(len(records), -1)
-    params = load_weights(path / "weights.safetensors")
-    return Run(path, config, records, losses, params, len(records) >= total)
+    losses = np.full(int(records[-1]["step"]), np.nan, np.float32)
+    for row in _rows(path / "steps.jsonl", "step", "loss"):
+        if 0 < row["step"] <= len(losses):
+            losses[int(row["step"]) - 1] = row["loss"]
+    params, epochs = load_weights(path / "weights.safetensors"), len(records)
+    return Run(path, config, records, losses.reshape(epochs, -1), params, epochs >= total)
 
 
 def epoch_record(
