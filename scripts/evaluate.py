@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,17 @@ def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
     try:
         text = content.decode("utf-8-sig")  # Excel begins with a byte order mark
     except UnicodeDecodeError:
-        text = content.decode("cp1252")  # or writes Windows' letters
+        text = content.decode("cp1252", "replace")  # or writes Windows' letters
     lines, found = text.splitlines(), []
     separator = max(";,\t", key="".join(lines[:1]).count)  # Excel's depends on the country
-    for row in csv.DictReader(lines, delimiter=separator):
+    try:
+        rows = list(csv.DictReader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise DataError(f"{index}: damaged: {error}") from error
+    for row in rows:
         row = {str(name).strip().lower(): str(value or "").strip() for name, value in row.items()}
         path, label = directory / row.get("file", "."), row.get("label", "")
-        if label not in list("0123456789") or not path.is_file():
+        if label not in list("0123456789") or not os.path.isfile(path):
             raise DataError(
                 f"{index}: entry {len(found) + 1} names no file that is there, or no digit; the "
                 "columns must be file, label and, if you like, kind"

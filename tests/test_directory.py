@@ -258,6 +258,10 @@ def test_reading_a_run(tmp_path):
         metrics.write_bytes(damaged)
         with pytest.raises(DataError, match=r"metrics.jsonl: line [12] is damaged"):
             read_run(tmp_path)
+    for steps in (b"9", b"4000000000"):
+        metrics.write_bytes(whole.replace(b'"step": 8', b'"step": ' + steps))
+        with pytest.raises(DataError, match=r"metrics.jsonl: damaged: epochs of \[4, "):
+            read_run(tmp_path)
     metrics.unlink()
     with pytest.raises(DataError, match="no epoch is done; go on with"):
         read_run(tmp_path)

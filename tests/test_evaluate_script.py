@@ -74,7 +74,13 @@ def test_own_pictures(script, trained_run, folder, name):
     assert "50.0%" in stdout
 
 
-@pytest.mark.parametrize("text", ["", "file,label\n", "file,label\nno.png,1\n", "a,b\n1,2\n"])
-def test_an_index_that_cannot_be_used(script, trained_run, folder, text):
-    (folder / "index.csv").write_text(text)
+BEGIN = b"file,label\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", BEGIN, b"%sno.png,1\n" % BEGIN, b"a,b\n1,2\n", BEGIN + b"9" * 200_000, BEGIN + b"\x8d"],
+)
+def test_an_index_that_cannot_be_used(script, trained_run, folder, content):
+    (folder / "index.csv").write_bytes(content)
     refused(script("evaluate.py", trained_run, "--pictures", folder), 1, "index.csv")

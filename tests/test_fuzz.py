@@ -13,19 +13,19 @@ from tests.stress import fuzz
 
 @pytest.mark.parametrize(
     "files",
-    [pytest.param(400, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.stress)],
+    [pytest.param(120, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.stress)],
 )
 def test_damaged_files(tmp_path, files):
-    options = ["--out", tmp_path / "failures", *(["--files", files, "--seed", 1] if files else ())]
-    told = finish([sys.executable, "-m", "tests.stress.fuzz", *options], cwd=ROOT)
-    rows = [line.strip("| ").split(" | ") for line in told.splitlines()[2:]]
-    assert [name for name, *_ in rows] == ["idx", "weights", "checkpoints", "pictures"]
+    out = tmp_path / "failures"
+    command = [sys.executable, "-m", "tests.stress.fuzz", "--out", out, "--files", files]
+    rows = [row.strip("| ").split(" | ") for row in finish(command, cwd=ROOT).splitlines()[2:]]
+    assert len(rows) >= 11  # two more kinds are read by PyTorch and Optuna
     for _, *cells in rows:
         made, accepted, refused, failed = (int(cell.replace(",", "")) for cell in cells)
-        assert (accepted + refused, failed) == (made, 0)
+        assert (made, failed) == (files, 0)
         assert accepted > made / 100  # the files are not so bad that all of this is for nothing
         assert refused > made / 4
-    assert list((tmp_path / "failures").iterdir()) == []
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_damaged_files(tmp_path, files):
 def test_a_bug_is_told(tmp_path, monkeypatch, read, verdict):
     monkeypatch.setattr(fuzz, "SECONDS", 0.1)
     (tmp_path / "file").write_bytes(b"bytes")
-    kind = fuzz.Kind(1, [], fuzz.damage, read, bytes.__eq__)
+    kind = fuzz.Kind([], read, bytes.__eq__)
     assert fuzz.judge(kind, tmp_path / "file", b"bytes").startswith(verdict)
 
 
 def test_a_file_can_be_made_again():
-    kind = fuzz.kinds()["idx"]
+    kind = fuzz.Kind([fuzz.IDX], bytes, bytes.__eq__)
     files = [fuzz.make("idx", kind, 3, n) for n in range(20)]
     assert files == [fuzz.make("idx", kind, 3, n) for n in range(20)]
     assert len(set(files)) > 15

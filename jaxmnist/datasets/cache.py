@@ -79,5 +79,8 @@ def read_npz(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(file) as archive:  # no entry unpacks to more than it announces
             if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
                 raise ValueError("larger than MNIST")
-        with np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in keys}
+        with np.load(file, allow_pickle=False) as entries:
+            arrays = {key: entries[key] for key in keys}
+    if any(isinstance(array, bytes) for array in arrays.values()):  # NumPy's way with other files
+        raise ValueError("an entry is no array")
+    return arrays

@@ -89,13 +89,11 @@ def _records(path: Path, limit: int) -> Iterator[bytes]:
                 raise ValueError("more images than MNIST has")
             yield from reader.read_all()
         return
-    # TFRecord: length (8 bytes), its CRC (4), the record, its CRC (4).
-    with path.open("rb") as file:
-        for _ in range(limit):
-            if not (header := file.read(12)):
-                return
-            yield file.read(struct.unpack("<QI", header)[0])
-            file.read(4)
+    content, at = path.read_bytes(), 0
+    while at < len(content) and limit:  # length (8 bytes), its CRC (4), the record, its CRC (4)
+        end = at + 12 + struct.unpack_from("<Q", content, at)[0]
+        yield content[at + 12 : end]
+        at, limit = end + 4, limit - 1
 
 
 def _decode(record: bytes) -> tuple[np.ndarray, int]:

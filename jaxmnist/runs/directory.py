@@ -224,7 +224,11 @@ def read_run(path: Path) -> Run:
     if not records:
         advice = f"go on with scripts/train.py --out {path} --resume"
         raise DataError(f"{path}: no epoch is done; {advice}")
-    losses = np.full(int(records[-1]["step"]), np.nan, np.float32)
+    steps = [row["step"] for row in records]
+    # An epoch has at most 120,000 steps: MNIST and as many synthetic digits, one by one.
+    if not 0 < steps[0] <= 120_000 or steps != [n * steps[0] for n in range(1, len(steps) + 1)]:
+        raise DataError(f"{path / 'metrics.jsonl'}: damaged: epochs of {steps[:3]} steps")
+    losses = np.full(int(steps[-1]), np.nan, np.float32)
     for row in _rows(path / "steps.jsonl", "step", "loss"):
         if 0 < row["step"] <= len(losses):
             losses[int(row["step"]) - 1] = row["loss"]

@@ -26,10 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import OptunaError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from jaxmnist.data import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError
@@ -188,10 +187,13 @@ def open_study(where: str | None) -> optuna.Study:
             elif place:
                 about["storage"] = _journal(Path(place).absolute())
             return optuna.create_study(load_if_exists=True, **about)
-        except (ImportError, KeyError, ValueError, SQLAlchemyError, OptunaError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged journal raises errors of a dozen kinds
             if attempt == 3:
                 reason = getattr(error, "orig", None) or error.__cause__ or error
-                raise JaxmnistError(f"--study: {str(reason).splitlines()[0]}") from None
+                told = str(reason).splitlines() or [type(reason).__name__]
+                raise JaxmnistError(f"--study: {told[0]}") from None
             time.sleep(random.random())
     raise AssertionError
 
