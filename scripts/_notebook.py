@@ -3,14 +3,12 @@
 import _cli as cli
 
 # isort: split
-import ast
-import base64
-import builtins
-import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -40,31 +38,17 @@ outputs = {
 }
 COLUMNS = ("cell", "what", "notebook", "jaxmnist", "difference", "verdict")
 rows: dict[tuple[int, str], tuple[str, ...]] = {}  # of the closing table
-data_dir: Path | None = None  # where MNIST is; in Jupyter the library looks for it
 
 
-class Output:
-    """The value of a cell: text on a terminal, and in Jupyter Markdown or a picture."""
-
-    def __init__(self, text: str, more: Callable[[], dict[str, str]] = dict) -> None:
-        self.text, self.more = text, more
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        return {"text/plain": self.text, **self.more()}
+def show(cell: int, what: str, ours: object) -> None:
+    """Print what the notebook's cell printed, and what ours does."""
+    for name, text in (("notebook", outputs[cell, what]), ("jaxmnist", as_text(ours))):
+        print(f"{f'[{cell}]':>4} {name}  {text}".replace("\n", "\n" + 15 * " "))
 
 
-def show(cell: int, what: str, ours: object) -> Output:
-    """What the notebook's cell printed, and what ours does."""
-    both = {"notebook": outputs[cell, what], "jaxmnist": as_text(ours)}
-    lines = (f"{f'[{cell}]':>4} {name}  {text}" for name, text in both.items())
-    return Output("\n".join(line.replace("\n", "\n" + 15 * " ") for line in lines))
-
-
-def compare(cell: int, what: str, ours: object, within: float = 0.0) -> Output:
+def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
     """Show both, and note for the table whether they print the same numbers."""
+    show(cell, what, ours)
     both = outputs[cell, what], as_text(ours)
     texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in both]
     gaps = [abs(float(a) - float(b)) for a, b in zip(*texts, strict=False)]
@@ -73,7 +57,6 @@ def compare(cell: int, what: str, ours: object, within: float = 0.0) -> Output:
     brief = [", ".join(text) if len(text) <= 4 else f"{len(text)} numbers" for text in texts]
     difference = f"{max(gaps):.1e}" if any(gaps) else "0"
     rows[cell, what] = (str(cell), what, *brief, difference, verdict)
-    return show(cell, what, ours)
 
 
 def as_text(value: Any) -> str:
@@ -86,76 +69,79 @@ def as_text(value: Any) -> str:
     return f"Array({np.array2string(np.asarray(value), **style, separator=', ', prefix='Array(')})"
 
 
-def table() -> Output:
-    """The comparisons as a Markdown table."""
-    text = markdown([COLUMNS, *rows.values()], left=len(COLUMNS))
-    return Output(text, lambda: {"text/markdown": text})
+class Table(str):
+    """A Markdown table, which Jupyter renders."""
+
+    _repr_markdown_ = __repr__ = str.__str__
 
 
-def figure(draw: "Callable[..., Figure]", *arguments: object) -> Output:
-    """The figure that `draw` makes of the arguments; it is made where it can be shown."""
+def table() -> Table:
+    """The comparisons."""
+    return Table(markdown([COLUMNS, *rows.values()], left=len(COLUMNS)))
 
-    def png() -> dict[str, str]:
+
+class Picture:
+    """A figure that `draw(*arguments)` makes where Jupyter shows it."""
+
+    def __init__(self, draw: "Callable[..., Figure]", *arguments: object) -> None:
+        self.draw = partial(draw, *arguments)
+
+    def __repr__(self) -> str:
+        return "A figure"
+
+    def _repr_png_(self) -> bytes:
         content = io.BytesIO()
-        with contextlib.suppress(ModuleNotFoundError):  # matplotlib is an extra
-            draw(*arguments).savefig(content, format="png", dpi=72)
-            return {"image/png": base64.b64encode(content.getvalue()).decode()}
-        return {}
-
-    return Output("A figure; notebook.ipynb shows it.", png)
+        self.draw().savefig(content, format="png", dpi=72)
+        return content.getvalue()
 
 
-def run_cells(path: Path, options: Options) -> None:
-    """Run the notebook's cells; a number that is not the notebook's is an error."""
-    global data_dir
-    data_dir = options.data.data_dir
-    cells: list[dict[str, Any]] = []
-    namespace: dict[str, Any] = {}
-    _, *parts = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.M)
-    for mark, source in zip(parts[::2], map(str.strip, parts[1::2]), strict=True):
-        cells.append({"cell_type": "code", "id": f"{len(cells)}", "metadata": {}, "source": source})
-        if mark:
-            text = re.sub("^# ?", "", source, flags=re.M)
-            cells[-1] |= {"cell_type": "markdown", "source": text}
-        else:
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed if options.ipynb else sys.stdout):
-                value = run_cell(source, namespace)
-            if options.ipynb:
-                shown = describe(printed.getvalue(), value)
-                cells[-1] |= {"execution_count": None, "outputs": shown}
-            elif value is not None:
-                print(repr(value))
-    if off := [f"cell {row[0]} ({row[1]})" for row in rows.values() if row[-1] == "OFF"]:
-        from jaxmnist import JaxmnistError
+def run_notebook(path: Path, options: Options) -> None:
+    """Run the notebook, here or in Jupyter; a number that is not the notebook's is an error."""
+    from jaxmnist import JaxmnistError
 
-        raise JaxmnistError(f"not what the notebook printed: {', '.join(off)}")
+    if options.data.data_dir:
+        os.environ["JAXMNIST_DATA_DIR"] = str(options.data.data_dir.absolute())
     if options.ipynb:
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-        path.with_suffix(".ipynb").write_text(json.dumps(content, indent=1) + "\n")
-        print(f"Wrote {path.with_suffix('.ipynb')}")
+        notebook = execute(path)
+        text = notebook.cells[-1].outputs[0].data["text/markdown"]
+    else:
+        runpy.run_path(str(path))
+        text = table()
+        print(f"\n{text}")
+    if off := re.findall(r"^\| (\d+) +\| (.*?) +\|.*\| OFF", text, re.MULTILINE):
+        cells = ", ".join(f"cell {cell} ({what})" for cell, what in off)
+        raise JaxmnistError(f"not what the notebook printed: {cells}")
+    if options.ipynb:
+        target = path.with_suffix(".ipynb")
+        target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        print(f"Wrote {target}")
 
 
-def describe(printed: str, value: Any) -> list[dict[str, Any]]:
-    """A cell's outputs as in an .ipynb file."""
-    text = {"output_type": "stream", "name": "stdout", "text": printed}
-    data = (value if isinstance(value, Output) else Output(repr(value)))._repr_mimebundle_()
-    shown = {"output_type": "display_data", "metadata": {}, "data": data}
-    return [text] * bool(printed) + [shown] * (value is not None)
+def execute(path: Path) -> Any:
+    """The notebook with its outputs, as Jupyter has run it."""
+    import nbclient
+    from nbformat import v4
 
+    from jaxmnist import JaxmnistError
 
-def run_cell(source: str, namespace: dict[str, Any]) -> Any:
-    """Run a cell; the value of its last line, None if that has none."""
-    tree = ast.parse(source)
-    last = tree.body[-1]
-    if not isinstance(last, ast.Expr):
-        return exec(compile(tree, "cell", "exec"), namespace)
-    exec(compile(ast.Module(tree.body[:-1], []), "cell", "exec"), namespace)
-    return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    notebook = v4.new_notebook(metadata=kernel)
+    _, *parts = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.MULTILINE)
+    for mark, source in zip(parts[::2], map(str.strip, parts[1::2]), strict=True):
+        new_cell = v4.new_markdown_cell if mark else v4.new_code_cell
+        text = re.sub("^# ?", "", source, flags=re.MULTILINE) if mark else source
+        notebook.cells.append(new_cell(text, id=str(len(notebook.cells))))
+    where = {"metadata": {"path": str(path.parent)}}
+    options = {"resources": where, "record_timing": False, "coalesce_streams": True}
+    try:
+        nbclient.NotebookClient(notebook, **options).execute()
+    except nbclient.exceptions.CellExecutionError as error:
+        raise JaxmnistError(f"{error.ename}: {error.evalue}") from error
+    notebook.metadata = kernel  # Jupyter has added Python's version
+    return notebook
 
 
 _main = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
-if _main.name == "notebook.py" and not hasattr(builtins, "__IPYTHON__"):
+if _main.name == "notebook.py":
     description = "The PyTorch notebook in JAX, cell by cell, with the numbers of both."
-    cli.run(partial(run_cells, _main), Options, description)
+    cli.run(partial(run_notebook, _main), Options, description)

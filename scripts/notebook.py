@@ -15,7 +15,7 @@
 # is in `_notebook.py`, and the notebook's outputs are in `notebook_outputs.txt`.
 
 # %%
-from _notebook import compare, data_dir, figure, show, table
+from _notebook import Picture, compare, show, table
 
 # %% [markdown]
 # ## Losses
@@ -65,7 +65,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # trainset = datasets.MNIST('~/.pytorch/MNIST_data/', download=True, train=True,
 #                           transform=transform)
 # trainloader = torch.utils.data.DataLoader(trainset, batch_size=64, shuffle=True)
-train, test = load_mnist(data_dir)  # in Jupyter None: where the library looks for it
+train, test = load_mnist()
 generator = TorchGenerator(165286645)  # torch.manual_seed(165286645)
 
 
@@ -112,7 +112,7 @@ compare(6, "shape of an image", images[0].shape)
 
 # %%
 pixels = np.asarray((images[:, 0] * 0.5 + 0.5) * 255, np.uint8)
-figure(digit_grid, pixels.reshape(4, 16, 28, 28), "The first batch")
+Picture(digit_grid, pixels.reshape(4, 16, 28, 28), "The first batch")
 
 # %% [markdown]
 # ### Cells 7 and 8: flat images
@@ -426,7 +426,7 @@ for e in range(1, 6):
     losses.append(np.asarray(step_metrics["loss"], np.float64))
     # The notebook's mean: 938 losses, the last of only 32 images, added up as Python floats.
     epoch_loss = losses[-1].mean()
-    print(compare(29, f"loss of epoch {e}", f"Training loss: {epoch_loss}", within=2e-4))
+    compare(29, f"loss of epoch {e}", f"Training loss: {epoch_loss}", within=2e-4)
     found = run_test(state.params)
     scores = {"test_loss": float(found["loss"]), "test_accuracy": float(found["accuracy"])}
     records.append({"train_loss": float(epoch_loss), **scores})
@@ -435,7 +435,7 @@ for e in range(1, 6):
 f"{records[-1]['test_accuracy']:.2%} of the test images"
 
 # %%
-figure(loss_curves, {"five epochs": records}, np.stack(losses))
+Picture(loss_curves, {"five epochs": records}, np.stack(losses))
 
 # %% [markdown]
 # ### Cell 30: a label
