@@ -66,6 +66,7 @@ def test_what_a_file_holds_counts_and_not_its_suffix(tmp_path, name, pack):
 PACKED = gzip.compress(HEADER + os.urandom(6))
 DAMAGES = {
     "truncated": (PACKED[:-1], "the file is damaged"),
+    "padded": (PACKED + bytes(10_000_000), "the file is damaged"),
     "checksum": (PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:], "the file is damaged"),
     "deflate": (PACKED[:12] + b"\xff" + PACKED[13:], "the file is damaged"),
     "shape": (struct.pack(">3I", 2050, 3, 2) + bytes(6), "not the header"),

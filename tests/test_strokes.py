@@ -123,3 +123,11 @@ def test_any_picture_gives_ink_from_0_to_1(height, width, seed):
     assert np.isfinite(ink).all()
     assert ink.min() >= 0
     assert ink.max() <= 1
+
+
+@pytest.mark.parametrize("columns", [slice(8, 28), slice(0, 32)])
+def test_faint_ink_beside_a_dark_line(columns):
+    """The line is all that is strong."""
+    grey = np.zeros((40, 32), np.float32)
+    grey[2:30, 4:8], grey[34:36, columns] = 0.4, 1
+    assert find_strokes(grey).max() == 1

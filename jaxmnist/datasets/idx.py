@@ -4,7 +4,6 @@ The header is a magic number (two zero bytes, a type, the number of dimensions) 
 u32 a dimension; see https://yann.lecun.org/exdb/mnist/.
 """
 
-import gzip
 import math
 import os
 import re
@@ -84,17 +83,20 @@ def parse_idx(
 ) -> UInt8[np.ndarray, "*shape"]:
     """The uint8 array in an open IDX file, see `read_idx`; errors speak of it as `name`.
 
-    No more than the array and one byte is read, whatever the file claims or decompresses to.
+    Hardly more than the array is read, whatever the file holds, claims or decompresses to.
     """
     header = struct.pack(f">{1 + len(shape)}I", 0x800 | len(shape), *shape)  # 8 is uint8
     size = len(header) + math.prod(shape)
+    content = file.read(size + 100_000)  # which is more than gzip may add
     # By its content: some browsers unpack a download and leave it its name.
-    is_gzip = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    try:
-        content = (gzip.GzipFile(fileobj=file) if is_gzip else file).read(size + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: the file is damaged ({error}); {_ADVICE}") from error
+    if content.startswith(b"\x1f\x8b"):
+        unpack = zlib.decompressobj(wbits=31)  # gzip
+        try:
+            content = unpack.decompress(content, size + 1)
+        except zlib.error as error:
+            raise DataError(f"{name}: the file is damaged ({error}); {_ADVICE}") from error
+        if len(content) <= size and (not unpack.eof or unpack.unused_data):
+            raise DataError(f"{name}: the file is damaged (cut or longer); {_ADVICE}")
     if not content.startswith(header):
         raise DataError(f"{name}: not the header of {' x '.join(map(str, shape))} bytes; {_ADVICE}")
     if len(content) != size:

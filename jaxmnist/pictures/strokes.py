@@ -118,7 +118,8 @@ def _ring(values: np.ndarray, depth: float) -> np.ndarray:
 
 def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Where the digit is: parts that are no lines, no specks and, if there are any, no border."""
-    parts, count = ndimage.label(_without_lines(ink >= WEAK), TOUCHING)
+    rest = _without_lines(ink >= WEAK)
+    parts, count = ndimage.label(rest if ink[rest].max() >= STRONG else ink >= WEAK, TOUCHING)
     mass = np.bincount(parts.ravel(), ink.ravel(), count + 1)
     mass[np.bincount(parts[ink >= STRONG], minlength=count + 1) == 0] = 0
     mass[0] = 0  # the rest of the picture
@@ -135,7 +136,7 @@ def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     if within.any():  # the widest part is a frame around the digit
         mass[outer + 1] = 0
     flat = right - left > FLAT * height
-    if not flat.all():
+    if mass[1:][~flat].any():
         main = int(np.where(flat, 0, mass[1:]).argmax())
         mass[1:][flat & (top > bottom[main] - 0.1 * height[main])] = 0
     return _without_underline((mass > 0.1 * mass.max())[parts])
