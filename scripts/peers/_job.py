@@ -1,7 +1,6 @@
 """The job that every peer does: its recipe, its data, its loop, and the line in which it reports.
 
-argv: the file with the data, the device (auto or cpu), and for `benchmark.py --growth` what is not
-the notebook's.
+argv: the file with the data, and what is not the notebook's, for `benchmark.py --growth`.
 """
 
 import json
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-CHANGES = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+CHANGES = json.loads(sys.argv[2])
 SIZES = (784, *CHANGES.get("hidden", (128, 64)), 10)
 BATCH, EPOCHS, RATE = CHANGES.get("batch", 64), CHANGES.get("epochs", 5), 0.003
 IMAGES, MODELS = CHANGES.get("images", 60_000), CHANGES.get("models", 1)

@@ -1,6 +1,5 @@
 """What the PyTorch peers share: the device, the network, the data in memory, the loop."""
 
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from _job import MODELS, SIZES
 from torch import Tensor, nn
 
-DEVICE = "cuda" if sys.argv[2] != "cpu" and torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def network() -> nn.Sequential:
