@@ -72,12 +72,12 @@ def option(
 
     Args:
         default: the value where neither the command line nor the recipe names it.
-        help: what it does, for the user; where the default is True, what `--no-...` does.
-        check: `check(value)`, or of each value of a tuple, is what it must be, "at least 1", or
-            None if it is so.
-        **more: `changes_run`: False if a run with another value has the same numbers; `also`:
-            other names, which people try, so that this one is suggested; `metavar`: what stands
-            for the value in the help; `positional`: it is given without its name.
+        help: for the user; if the default is True, it describes `--no-...`.
+        check: `check(value)` returns None for a good value, or else the rule, "at least 1". For a
+            tuple it checks each value.
+        **more: `changes_run`: False if the value does not change a run's numbers; `also`: other
+            names that people try, for "did you mean"; `metavar`: the value's name in the help;
+            `positional`: it is given without its name.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def run(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
     # XLA prints a page about the processor for each program that it loads from the cache, as an
-    # error (level 2). 1 is what JAX itself exports to child processes.
+    # error (level 2). JAX itself exports 1 to child processes.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     try:
@@ -177,10 +177,7 @@ def install_hint(extra: str) -> str:
 
 
 def parse(words: Sequence[str], kind: type, about: str, recipes: Recipes) -> Any:
-    """The options that a command line's words and its recipe make.
-
-    Words that are wrong, or ask for help, end the process.
-    """
+    """The options of a command line and its recipe. Wrong words and --help end the process."""
     words = [re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word) for word in words]
     first = _Parser(add_help=False)
     first.add_argument("--recipe", nargs="?")
@@ -250,7 +247,7 @@ def _kinds(field: Field) -> tuple[list[str], list[Any], bool]:
 
 
 def convert(field: Field, text: str | Sequence[str]) -> Any:
-    """The value of an option, a field of `groups`, that is written so; ValueError if none is."""
+    """The value that a text stands for; a ValueError says why it is not one of the option's."""
     words, kinds, many = _kinds(field)
 
     def value(text: str) -> Any:

@@ -98,7 +98,7 @@ class StartOptions:
     """Start."""
 
     seed: int = option(0, "Seed of weights, shuffling and synthetic digits.", at_least(0, 2**32))
-    init: Path | None = neutral(  # its content changes a run
+    init: Path | None = neutral(  # not the path but the content changes a run
         None, "Weights to start from: a run, or a weights file.", local_path, also="pretrained load"
     )
     torch_seed: int | None = option(
@@ -160,7 +160,7 @@ class DataDirOptions:
 class DataOptions(DataDirOptions):
     """Data."""
 
-    dataset: Literal["auto", "mnist", "synthetic"] = neutral(  # which of them it is changes a run
+    dataset: Literal["auto", "mnist", "synthetic"] = neutral(  # the data itself changes a run
         "auto", "MNIST, or synthetic digits; auto takes these only if MNIST is not available."
     )
 

@@ -1,6 +1,6 @@
 """The job that every peer does: its recipe, its data, its loop, and the line in which it reports.
 
-argv: the file with the data, and what is not the notebook's, for `benchmark.py --growth`.
+argv: the file with the data, and the changes to the notebook's training, as JSON.
 """
 
 import json
