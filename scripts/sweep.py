@@ -30,7 +30,7 @@ import _options as o
 from _output import markdown
 
 if TYPE_CHECKING:
-    from jaxmnist.runs.search import Worker
+    from jaxmnist.runs.study import Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def main(options: Options) -> None:
         write_csv(out, worker.results())
     show(options, worker)
     if plots:
-        plot(worker, plots)
+        plot(plots, worker.results(), worker.search.space, worker.ranked_by)
 
 
 def make_worker(options: Options) -> Worker:
@@ -101,7 +101,8 @@ def make_worker(options: Options) -> Worker:
     from jaxmnist.runs import programs, setup
     from jaxmnist.runs.directory import environment, option_values
     from jaxmnist.runs.machine import use_cpu_cores
-    from jaxmnist.runs.search import Search, Worker, open_study
+    from jaxmnist.runs.search import Search
+    from jaxmnist.runs.study import Worker, open_study
 
     # search
     groups = [options.training, options.model, options.optimizer]

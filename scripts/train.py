@@ -77,7 +77,7 @@ def main(options: Options) -> None:
 
     # start: parameters and orders from the seed's key, or as PyTorch makes them
     start = setup.make_start(model, tx, len(train_set.labels), options.start)
-    print(f"Data: {data.source}\nModel: {setup.describe(start.shapes, device)}", flush=True)
+    print(f"Data: {data.source}\nModel: {setup.describe(model, start.shapes, device)}", flush=True)
 
     with open_directory(options) as directory:
         state = find_state(options, data, start, directory)

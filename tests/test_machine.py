@@ -8,12 +8,6 @@ import pytest
 from jaxmnist.runs import machine
 
 USED = {"memory.max": "3000000000", "memory.current": "2900000000"}
-VERSION_1 = {
-    "cpu,cpuacct/x/cpu.cfs_quota_us": "400000",
-    "cpu,cpuacct/x/cpu.cfs_period_us": "100000",
-    "memory/x/memory.limit_in_bytes": "3000000000",
-    "memory/x/memory.usage_in_bytes": "1000000000",
-}
 LIMITS = {  # the groups that a process is in, their files, and the cores and megabytes that it has
     "none": ("0::/", {"cpu.max": "max 100000", "memory.max": "max"}, 16, 8000),
     "version 2": ("0::/", {"cpu.max": "150000 100000", "memory.max": "1000000000"}, 2, 1000),
@@ -22,8 +16,6 @@ LIMITS = {  # the groups that a process is in, their files, and the cores and me
     "garbage": ("0::/", {"cpu.max": "x", "memory.max": "x"}, 16, 8000),
     "used": ("0::/", USED, 16, 100),
     "cache": ("0::/", USED | {"memory.stat": "anon 1\ninactive_file 800000000\n"}, 16, 900),
-    "version 1": ("4:memory:/x\n3:cpu,cpuacct:/x", VERSION_1, 4, 2000),
-    "quota -1": ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "9"}, 16, 8000),
 }
 
 

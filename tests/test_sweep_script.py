@@ -26,21 +26,23 @@ def rows_of(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("grid", "options"),
+    ("search", "options"),
     [
-        (["learning_rate=0.1,0.03", "momentum=0,0.95"], []),
-        (["warmup=0.2,0.1", "augment=0.3,1"], ["--schedule", "cosine", "--learning-rate", 0.1]),
-        (["weight_decay=0.1,0", "learning_rate=0.01,0.001"], ["--optimizer", "adamw"]),
-        (["optimizer=sgd,adam", "hidden=;16,8", "loss=cross_entropy,nll", "epochs=1,2"], []),
+        ("--grid learning_rate=0.1,0.03 momentum=0,0.95", ""),
+        ("--grid warmup=0.2,0.1 augment=0.3,1", "--schedule cosine --learning-rate 0.1"),
+        ("--grid weight_decay=0.1,0 learning_rate=0.01,0.001", "--optimizer adamw"),
+        ("--grid optimizer=sgd,adam hidden=;16,8 loss=cross_entropy,nll epochs=1,2", ""),
+        ("--sample 2 learning_rate=log:1e-3:1 --sampler tpe", ""),
     ],
 )
-def test_models_are_those_of_train_py(script, few_digits, tmp_path, grid, options):
-    """To the bit, the first and the last of each search."""
-    names = [spec.partition("=")[0] for spec in grid]
+def test_models_are_those_of_train_py(script, few_digits, tmp_path, search, options):
+    """To the bit, the first and the last of each search; the validation split ranks."""
+    names = re.findall(r"(\w+)=", search)
     usual = [pair for pair in zip(QUICK[::2], QUICK[1::2], strict=True) if pair[0][2:] not in names]
-    given = [*itertools.chain(*usual), "--validation", 200, *options]
-    code, _, stderr = script("sweep.py", "--grid", *grid, *given, "--out", tmp_path / "x.csv")
+    given = [*itertools.chain(*usual), "--validation", 200, *options.split()]
+    code, stdout, stderr = script("sweep.py", *search.split(), *given, "--out", tmp_path / "x.csv")
     assert (code, stderr) == (0, "")
+    assert "| validation accuracy |" in stdout
     rows = rows_of(tmp_path / "x.csv")
     for i, last in enumerate((rows[0], rows[-1])):
         setting = {name: last[name] for name in names}
@@ -81,21 +83,6 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     refused(script("sweep.py", *grid, *given, "--validation", 9), 2, "validation 0 there, 9 here")
 
 
-@pytest.mark.slow
-def test_validation_ranks(script, few_digits, tmp_path):
-    """And a model is train.py's to the bit; a slow test compares more options."""
-    options = [*QUICK, "--validation", 200]
-    sample = ["--sample", 2, "learning_rate=log:1e-3:1", "--sampler", "tpe"]
-    code, stdout, _ = script("sweep.py", *options, *sample, "--out", tmp_path / "x.csv")
-    assert code == 0
-    assert "| validation accuracy |" in stdout
-    row = rows_of(tmp_path / "x.csv")[-1]
-    rate = ["--learning-rate", row["learning_rate"], "--out", tmp_path / "run"]
-    assert script("train.py", *options, *rate)[0] == 0
-    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert all(float(row[name]) == record[name] for name in ("train_loss", "validation_loss"))
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -129,7 +116,8 @@ def test_a_model_that_fits_no_memory_is_one_line(script, few_digits):
 
 def test_a_missing_optuna_is_one_line(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "jaxmnist.runs.search", raising=False)
+    for name in ("search", "study"):
+        monkeypatch.delitem(sys.modules, f"jaxmnist.runs.{name}", raising=False)
     refused(script("sweep.py", "--grid", "learning_rate=0.1"), 1, "optuna", "[sweep]")
 
 

@@ -20,14 +20,12 @@ def cpu_cores() -> int:
     A quota of one and a half cores counts as two, since a single core could not use it up.
     """
     affinity = getattr(os, "sched_getaffinity", None)
-    cores: list[float] = [len(affinity(0)) if affinity else os.cpu_count() or 1]
-    for group in _cgroups("cpu"):
-        limit = _read(group / "cpu.max").split()  # version 2; "max 100000" without a limit
-        limit = limit or [_read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-        with contextlib.suppress(ValueError):
-            quota, period = map(int, limit)
-            cores += [quota / period] if quota > 0 else []  # version 1: -1 without a limit
-    return max(1, math.ceil(min(cores)))
+    cores = [len(affinity(0)) if affinity else os.cpu_count() or 1]
+    for group in _cgroups():
+        with contextlib.suppress(ValueError):  # without a limit it reads "max 100000"
+            quota, period = map(int, _read(group / "cpu.max").split())
+            cores.append(math.ceil(quota / period))
+    return min(cores)
 
 
 def use_cpu_cores() -> None:
@@ -50,19 +48,12 @@ def free_memory(devices: Sequence[jax.Device]) -> int | None:
         return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats) if all(stats) else None
     lines = _read(PROC / "meminfo").splitlines()
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    for group in _cgroups("memory"):
-        for limit, usage in (  # of cgroup versions 2 and 1
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            with contextlib.suppress(ValueError):  # without a limit it reads "max"
-                used = int(_read(group / usage) or 0)
-                # What was read from files and can be dropped counts as used.
-                cache = re.search(
-                    r"^(?:total_)?inactive_file (\d+)", _read(group / "memory.stat"), re.M
-                )
-                used -= int(cache[1]) if cache else 0
-                found.append(max(0, int(_read(group / limit)) - max(0, used)))
+    for group in _cgroups():
+        with contextlib.suppress(ValueError):  # without a limit it reads "max"
+            free = int(_read(group / "memory.max")) - int(_read(group / "memory.current") or 0)
+            # What was read from files and can be dropped counts as used.
+            cache = re.search(r"^inactive_file (\d+)", _read(group / "memory.stat"), re.M)
+            found.append(max(0, free + (int(cache[1]) if cache else 0)))
     return min(found) // len(devices) if found else None
 
 
@@ -84,16 +75,13 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _cgroups(controller: str) -> Iterator[Path]:
-    """The directories of the groups that this process is in, and of all groups around them.
+def _cgroups() -> Iterator[Path]:
+    """The directories of the control group that this process is in, and of all groups around it.
 
     Every group limits what is in it (https://docs.kernel.org/admin-guide/cgroup-v2.html).
     """
     for line in _read(PROC / "self/cgroup").splitlines():
-        _, names, path = line.split(":", 2)
-        if names and controller not in names.split(","):
-            continue
-        for root in {CGROUPS / controller, CGROUPS / names} if names else {CGROUPS}:  # version 1, 2
-            group = root / path.lstrip("/")
+        if line.startswith("0::/"):  # version 2
+            group = CGROUPS / line[4:]
             # A container often sees its own group as the root, and this path not at all.
-            yield from (d for d in (group, *group.parents) if d.is_relative_to(root) and d.is_dir())
+            yield from (d for d in (group, *group.parents) if d.is_relative_to(CGROUPS))

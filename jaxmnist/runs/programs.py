@@ -103,20 +103,18 @@ def compile_programs(
         return {name: evaluate(metrics_fn, params, data) for name, data in test_sets.items()}
 
     tests = place(dict(test_sets))
-    sharding = tests["test"].labels.sharding
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )
+    where = tests["test"].labels.sharding
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
     order = np.arange(len(train_set.labels), dtype=np.int32)
-    lowered = (
+    lowered = [
         jax.jit(epoch, donate_argnums=0).lower(shapes, *inputs(order)),
         jax.jit(run_tests).lower(shapes.params, tests),
-    )
+    ]
     with ThreadPoolExecutor() as pool:
         train, test = pool.map(lambda program: program.compile(), lowered)
     for program in (train, test):
         size = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
-        check_memory(size, next(iter(sharding.device_set)), "a step of this size")
+        check_memory(size, next(iter(where.device_set)), "a step of this size")
 
     def train_epoch(state: TrainState, order: Any) -> tuple[TrainState, jax.Array]:
         state, metrics = train(state, *inputs(order))
@@ -173,10 +171,8 @@ def join_processes(
     Open MPI and on TPU pods; `timeout` in seconds. Raises a JaxmnistError where it fails.
     """
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow a SIGTERM
+    limits: Any = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": timeout}
     try:
-        limits: Any = dict.fromkeys(
-            ("initialization_timeout", "heartbeat_timeout_seconds"), timeout
-        )
         jax.distributed.initialize(coordinator, processes, process_id, **limits)
     except (ValueError, RuntimeError) as error:
         raise JaxmnistError(

@@ -143,11 +143,10 @@ def _torch_start(model: MLP, n: int, options: Any) -> tuple[Any, Callable[[int],
     return params, order
 
 
-def describe(shapes: TrainState, device: jax.Device) -> str:
-    """The sizes of an MLP's layers and its parameters; a JaxmnistError where it does not fit."""
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params))]
-    check_memory(sum(sizes), device, "training a model of this size")
-    layers = shapes.params["params"].values()
-    widths = [next(iter(layers))["weight"].shape[1], *(x["weight"].shape[0] for x in layers)]
+def describe(model: MLP, shapes: TrainState, device: jax.Device) -> str:
+    """The sizes of a model's layers and its parameters; a JaxmnistError where it does not fit."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, shapes.params)))
+    check_memory(size, device, "training a model of this size")
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-    return f"{'-'.join(map(str, widths))}, {count:,} parameters"
+    sizes = map(str, (784, *model.hidden, model.classes))
+    return f"{'-'.join(sizes)}, {count:,} parameters"

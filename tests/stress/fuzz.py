@@ -251,7 +251,7 @@ def read_index(folder: Path) -> Any:
 
 
 def read_journal(path: Path) -> Any:
-    from jaxmnist.runs.search import open_study
+    from jaxmnist.runs.study import open_study
 
     with mock.patch("time.sleep"):  # before it tries again
         return [trial.value for trial in open_study(str(path)).trials if trial.value is not None]
@@ -261,7 +261,7 @@ def journal(folder: Path) -> bytes:
     from optuna import create_trial
     from optuna.distributions import FloatDistribution
 
-    from jaxmnist.runs.search import open_study
+    from jaxmnist.runs.study import open_study
 
     study, space = open_study(f"{folder}/study"), {"x": FloatDistribution(0, 1)}
     for n in (1, 2, 3):

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxmnist.runs.search import open_study
+from jaxmnist.runs.study import open_study
 from tests.helpers import SWEEP, finish
 
 # Two programs of nine settings, of which three diverge.
