@@ -1,8 +1,7 @@
 """What the READMEs hold: blocks of commands and examples, which tests run as they stand.
 
-A comment in the line before a block changes that: `<!-- not run: why -->` leaves it out,
-`<!-- tested with: OPTIONS -->` adds these to its last command, where it takes long without, and
-`<!-- output -->` says that the commands before it print this text.
+A comment in the line before a block changes that: `<!-- not run: why -->` leaves it out, and
+`<!-- tested with: OPTIONS -->` adds these to its last command, where it takes long without.
 """
 
 import re
@@ -14,7 +13,7 @@ from tests.helpers import ROOT
 DOCUMENTS = ("README.md", "jaxmnist/README.md", "scripts/README.md", "tests/README.md")
 COOKBOOK = "jaxmnist/README.md"  # each chapter is a program of its own
 _BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n+)?)^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_COMMENT = re.compile(r"<!-- (not run|tested with|output)(?:: (.+))? -->")
+_COMMENT = re.compile(r"<!-- (not run|tested with): (.+) -->")
 
 
 class Block(NamedTuple):
@@ -23,7 +22,7 @@ class Block(NamedTuple):
     place: str  # the document and the line, for messages
     language: str  # sh: commands; python: an example; text: what a program printed
     text: str
-    kind: str = ""  # not run, tested with, output
+    kind: str = ""  # not run, tested with
     words: str = ""  # why, or the options
 
 
@@ -35,7 +34,7 @@ def read_blocks(document: str) -> list[Block]:
         comment, language, body = match.groups()
         place = f"{document}:{text.count(chr(10), 0, match.start(2)) + 1}"
         told = _COMMENT.search(comment)
-        found.append(Block(place, language, body, *(told.groups("") if told else ())))
+        found.append(Block(place, language, body, *(told.groups() if told else ())))
     return found
 
 

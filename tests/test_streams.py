@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers import ROOT, TRAIN
+from tests.helpers import ROOT, TRAIN, refused
 
 pytestmark = pytest.mark.slow
 OPTIONS = "--dataset synthetic --epochs 1 --batch-size 500"
@@ -30,3 +30,17 @@ def test_ways_to_start(tmp_path, how):
     assert (done.returncode, done.stderr) == (0, b"")
     if how != "a reader that goes":
         assert (tmp_path / "Zoë" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("JAX_DISABLE_JIT", "1", "cannot work with JAX_DISABLE_JIT=True; unset it"),
+        ("JAX_TRANSFER_GUARD", "disallow", "cannot work with JAX_TRANSFER_GUARD=disallow"),
+        ("JAX_ENABLE_X64", "maybe", "JAX does not start: "),
+    ],
+)
+def test_flags_with_which_nothing_can_be_compiled(flag, value, said):
+    environment = os.environ | {flag: value}
+    done = subprocess.run([sys.executable, TRAIN], env=environment, capture_output=True, text=True)
+    refused((done.returncode, done.stdout, done.stderr), 1, said)
