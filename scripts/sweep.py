@@ -4,8 +4,8 @@ A search is a study of Optuna's. The same command again, here or on other machin
 study, continues it.
 
 Examples:
-  scripts/sweep.py --grid learning_rate=0.003,0.03 hidden="128,64;256" --seeds 8 --study grid.log
-  scripts/sweep.py --sample 60 learning_rate=log:1e-4:1 momentum=0:0.99 --sampler tpe
+  scripts/sweep.py --grid learning_rate=0.01,0.1 hidden="128,64;256" --seeds 8
+  scripts/sweep.py --sample 60 learning_rate=log:1e-4:1 --study search.log
 """
 
 from __future__ import annotations

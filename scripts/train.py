@@ -5,7 +5,7 @@ two on two CPU cores.
 
 Examples:
   scripts/train.py --out runs/first
-  scripts/train.py --optimizer adam --learning-rate 0.001 --hidden 512 256 --epochs 20
+  scripts/train.py --optimizer adam --learning-rate 0.001 --hidden 512 256
   scripts/train.py --recipe accurate --out runs/accurate
 """
 
