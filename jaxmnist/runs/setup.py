@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
@@ -18,13 +20,15 @@ from jaxmnist.data import Dataset, epoch_order
 from jaxmnist.datasets import Data
 from jaxmnist.datasets.synthetic import add_synthetic
 from jaxmnist.errors import UsageError
-from jaxmnist.evaluation import classifier_metrics
+from jaxmnist.evaluation import classifier_metrics, evaluate
 from jaxmnist.losses import cross_entropy, nll_loss
 from jaxmnist.model import MLP
 from jaxmnist.objective import classifier_objective
+from jaxmnist.optimizers import make_optimizer
+from jaxmnist.population import Run
 from jaxmnist.runs.machine import check_memory
-from jaxmnist.training import TrainState, init_state, make_train_step
-from jaxmnist.types import AnyArray, Optimizer, TrainStep
+from jaxmnist.training import TrainState, init_state, make_train_step, train
+from jaxmnist.types import AnyArray, Metrics, Optimizer, TrainStep
 from jaxmnist.weights import load_weights
 
 
@@ -150,3 +154,30 @@ def describe(model: MLP, shapes: TrainState, device: jax.Device) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     sizes = map(str, (784, *model.hidden, model.classes))
     return f"{'-'.join(sizes)}, {count:,} parameters"
+
+
+def make_run(options: Mapping[str, Any]) -> Run:
+    """What is done for one model: `run(member, data) -> scores`, as scripts/train.py does it.
+
+    Args:
+        options: those of a training. A member has a "seed", and numbers that take their place.
+    """
+
+    def run(member: dict[str, Any], data: dict[str, Dataset]) -> Metrics:
+        given, key = {**options, **member}, jax.random.key(member["seed"])
+        steps = given["epochs"] * -(-len(data["train"].labels) // given["batch_size"])
+        names = inspect.signature(make_optimizer).parameters.keys() & given.keys()
+        tx = make_optimizer(**{name: given[name] for name in names}, steps=steps)
+        augment = given["augment"] if options["augment"] else None
+        model, train_step, metrics_fn = make_training(given["hidden"], given["loss"], augment, tx)
+
+        def test(state: TrainState) -> Metrics:
+            names = sorted(data.keys() - {"train"})
+            return {name: evaluate(metrics_fn, state.params, data[name]) for name in names}
+
+        state, sizes = init_state(model, tx, key), {n: given[n] for n in ("epochs", "batch_size")}
+        state, metrics = train(train_step, state, data["train"], key, test=test, **sizes)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
+        return {**metrics, "finite": jnp.stack(finite).all()}
+
+    return run

@@ -7,7 +7,6 @@ has the curves of each seed's model as an attribute; its value is their mean.
 """
 
 import contextlib
-import inspect
 import math
 import os
 import random
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -28,15 +26,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from jaxmnist.data import Dataset
 from jaxmnist.errors import JaxmnistError, UsageError
-from jaxmnist.evaluation import evaluate
-from jaxmnist.optimizers import make_optimizer
-from jaxmnist.population import Population, Run, compile_population, run_chunks
+from jaxmnist.population import Population, compile_population, run_chunks
 from jaxmnist.runs.directory import differences
 from jaxmnist.runs.machine import free_memory
 from jaxmnist.runs.search import Key, Result, Search, Setting, curves_of, key
-from jaxmnist.runs.setup import make_training
-from jaxmnist.training import TrainState, init_state, train
-from jaxmnist.types import Metrics
+from jaxmnist.runs.setup import make_run
 
 PROPOSALS = 8  # that TPE makes at once; with more it learns too late from their results
 
@@ -241,30 +235,3 @@ class Worker:
             population = compile_population(run, self._arguments(members), self.data, **where)
             self.data, self._programs[shape] = population.data, population  # on the devices
         return self._programs[shape]
-
-
-def make_run(options: Mapping[str, Any]) -> Run:
-    """What is done for one model: `run(member, data) -> scores`, as scripts/train.py does it.
-
-    Args:
-        options: those of a training. A member has a "seed", and numbers that take their place.
-    """
-
-    def run(member: dict[str, Any], data: dict[str, Dataset]) -> Metrics:
-        given, key = {**options, **member}, jax.random.key(member["seed"])
-        steps = given["epochs"] * -(-len(data["train"].labels) // given["batch_size"])
-        names = inspect.signature(make_optimizer).parameters.keys() & given.keys()
-        tx = make_optimizer(**{name: given[name] for name in names}, steps=steps)
-        augment = given["augment"] if options["augment"] else None
-        model, train_step, metrics_fn = make_training(given["hidden"], given["loss"], augment, tx)
-
-        def test(state: TrainState) -> Metrics:
-            names = sorted(data.keys() - {"train"})
-            return {name: evaluate(metrics_fn, state.params, data[name]) for name in names}
-
-        state, sizes = init_state(model, tx, key), {n: given[n] for n in ("epochs", "batch_size")}
-        state, metrics = train(train_step, state, data["train"], key, test=test, **sizes)
-        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
-        return {**metrics, "finite": jnp.stack(finite).all()}
-
-    return run
