@@ -53,23 +53,21 @@ class Search:
         self.settings: list[Setting] | None = None  # if TPE proposes them
         self.left_out = Counter[str]()  # reason -> how many settings
         number, *specs = asked.sample or ("0", *asked.grid)
-        if not specs or (asked.grid and asked.sample) or not number.isdecimal():
+        sampled, values = bool(asked.sample), dict[str, list[Any]]()
+        if not specs or (asked.grid and sampled) or not number.isdecimal():
             raise UsageError("name settings by --grid OPTION=VALUE,VALUE or --sample N OPTION=A:B")
-        values: dict[str, list[Any]] = {}
         for spec in specs:
             name, equals, text = spec.partition("=")
             name = name.strip().lstrip("-").replace("-", "_")
             if not equals or name in self.space:
                 raise UsageError(f"{spec}: name each option once, as OPTION=VALUE,VALUE")
-            self.space[name], values[name] = self._parse(name, text, bool(asked.sample))
-        self.count = int(number) if asked.sample else math.prod(map(len, values.values()))
+            self.space[name], values[name] = self._parse(name, text, sampled)
+        self.count = int(number) if sampled else math.prod(map(len, values.values()))
         if not 0 < self.count <= MAX_SETTINGS:
             raise UsageError(f"there can be 1 to {MAX_SETTINGS:,} settings, not {self.count:,}")
         # Two searches that differ in this cannot share a study.
-        self.how = (
-            f"{asked.sampler} {asked.sample_seed} {sorted(specs)}" if asked.sample else "grid"
-        )
-        if not asked.sample:
+        self.how = f"{asked.sampler} {asked.sample_seed} {sorted(specs)}" if sampled else "grid"
+        if not sampled:
             grid = (dict(zip(values, v, strict=True)) for v in itertools.product(*values.values()))
             self.settings = self._possible(grid, self.count)
         elif asked.sampler == "random":
