@@ -54,6 +54,7 @@ def fail_with(code: int) -> mock.Mock:
 
 def test_everything_comes_back(tmp_path):
     config = {"hidden": (128, 64), "name": 'Zoë "sha256"', "deep": {"rate": 1e-300, "none": None}}
+    config["zeros"] = "0" * 64  # as long as a checksum
     path = checkpoint.save(tmp_path, small(), config=config)
     assert path.name == "checkpoint-00000007.safetensors"
     for like in (small(1), shapes_of(small(1))):
@@ -156,6 +157,9 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
     monkeypatch.setattr(os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
     path = checkpoint.save(tmp_path, small())
     assert calls == [path.stat().st_ino, "replace", tmp_path.stat().st_ino]
+    with atomic_write(tmp_path / "log"):  # which does not wait for the disk
+        calls.clear()
+    assert calls == ["replace"]
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
