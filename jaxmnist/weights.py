@@ -105,13 +105,10 @@ def to_safetensors(params: Mapping[str, Any]) -> bytes:
 def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
     """Write `to_safetensors(params)` to `path`; the file appears whole or not at all.
 
-    Directories on the way are made. Raises a DataError as `to_state_dict`, an OSError where the
-    file cannot be written, and a ValueError where its name is that of another format.
+    Directories on the way are made. Raises a DataError as `to_state_dict`, and an OSError where the
+    file cannot be written.
     """
-    path = Path(path)
-    if path.suffix in (".pt", ".pth"):
-        raise ValueError(f"{path}: weights are written as safetensors; name it .safetensors")
-    content = to_safetensors(params)
+    path, content = Path(path), to_safetensors(params)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content)

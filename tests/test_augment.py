@@ -1,5 +1,7 @@
 """Augmentation: against scipy, the identity at strength 0, distributions, transformations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,10 @@ def assert_alike(images, others):
     assert np.abs(np.asarray(images, int) - np.asarray(others, int)).max() <= 1
 
 
+def changed(images, **strengths):
+    return jax.jit(functools.partial(augment, **strengths))(KEY, images)
+
+
 def uniform(key, *shape):
     return np.asarray(jax.random.uniform(key, (64, *shape), jnp.float32, -1, 1), np.float64)
 
@@ -46,7 +52,7 @@ def uniform(key, *shape):
 def test_an_affine_change_is_scipys(digits):
     angle, slant = np.deg2rad(20 * uniform(KEYS[0])), 0.3 * uniform(KEYS[2])
     factors, move = np.exp(0.2 * uniform(KEYS[1], 2)), 2 * uniform(KEYS[3], 2)
-    found = augment(KEY, digits.astype(np.float32), **AFFINE)
+    found = changed(digits.astype(np.float32), **AFFINE)
     for i in range(64):
         # rotation @ shear @ scale on (row, column), a positive angle counter-clockwise
         cos, sin = np.cos(angle[i]), np.sin(angle[i])
@@ -58,7 +64,7 @@ def test_an_affine_change_is_scipys(digits):
 @pytest.mark.slow
 def test_an_elastic_change_is_scipys_interpolation_of_its_field(digits):
     field = np.asarray(_field(KEYS[4], digits, 1.5), np.float64)
-    found = augment(KEY, digits.astype(np.float32), elasticity=1.5)
+    found = changed(digits.astype(np.float32), elasticity=1.5)
     for image, part, bent in zip(digits, field, found, strict=True):
         np.testing.assert_allclose(bent, warp(image, np.eye(2), field=part), atol=0.1)
 
@@ -66,7 +72,7 @@ def test_an_elastic_change_is_scipys_interpolation_of_its_field(digits):
 @pytest.mark.slow
 def test_stroke_widths_are_scipys_dilation_and_erosion(digits):
     amounts, cross = 0.8 * uniform(KEYS[5]), ndimage.generate_binary_structure(2, 1)
-    found = augment(KEY, digits, stroke=0.8)
+    found = changed(digits, stroke=0.8)
     assert found.dtype == np.uint8
     for image, amount, new in zip(digits.astype(np.float32), amounts, found, strict=True):
         change = ndimage.grey_dilation if amount > 0 else ndimage.grey_erosion
@@ -90,9 +96,9 @@ def test_strength_0_is_the_identity_to_the_bit(digits, dtype):
 @pytest.mark.slow
 def test_handwriting_is_augment_at_usual_strengths(digits):
     half = dict(zip(STRONG, [5, 0.05, 0.075, 0.5, 0.4, 0.25], strict=True))
-    assert_alike(handwriting(KEY, digits, 0.5), augment(KEY, digits, **half))
-    traced = jax.jit(handwriting)(KEY, digits, 0.5)  # as in a population
     constant = jax.jit(lambda key, images: handwriting(key, images, 0.5))(KEY, digits)
+    assert_alike(constant, changed(digits, **half))
+    traced = jax.jit(handwriting)(KEY, digits, 0.5)  # as in a population
     np.testing.assert_array_equal(traced, constant)
     np.testing.assert_array_equal(handwriting(KEY, digits, 0), digits)
 
@@ -108,9 +114,9 @@ def test_an_elastic_field_is_normal_and_smooth():
 
 @pytest.mark.slow
 def test_a_shorter_batch_a_vmap_and_a_jit_change_nothing(digits):
-    whole = augment(KEY, digits, **STRONG)
     jitted = jax.jit(lambda key, images: augment(key, images, **STRONG))
-    assert_alike(augment(KEY, digits[:10], **STRONG), whole[:10])
-    assert_alike(jitted(KEY, digits), whole)
+    whole = jitted(KEY, digits)
+    assert_alike(jitted(KEY, digits[:10]), whole[:10])
+    assert_alike(augment(KEY, digits, **STRONG), whole)
     members = jax.vmap(jitted, (0, None))(KEYS[:3], digits)
     assert_alike(members, [jitted(key, digits) for key in KEYS[:3]])

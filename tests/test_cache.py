@@ -9,7 +9,7 @@ import pytest
 from jaxmnist.datasets import cache
 
 KEYS = ("x", "y")
-ARRAYS = {"x": np.arange(4000, dtype=np.uint8), "y": np.arange(3, dtype=np.int32)}
+ARRAYS = {"x": np.arange(400, dtype=np.uint8), "y": np.arange(3, dtype=np.int32)}
 
 
 @pytest.fixture(autouse=True)
