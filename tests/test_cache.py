@@ -25,6 +25,7 @@ def test_what_is_stored_is_found_again(place):
         np.testing.assert_equal(found, ARRAYS)
     assert cache.load("it", KEYS, "b") is None
     assert os.listdir(place) == ["it.npz"]
+    assert place.stat().st_mode & 0o777 == 0o700  # this user's alone
 
 
 def test_a_flipped_byte_is_seen_anywhere(place):

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ def blank_is_official(monkeypatch, blank_dir, nowhere):
     return blank_dir
 
 
-def source(*args, **kwargs) -> str:
-    return load_data("mnist", *args, **kwargs).source
+def source(*args) -> str:
+    data = load_data("mnist", *args)
+    assert (data.synthetic, data.missing) == (False, None)
+    return data.source
 
 
 def test_the_real_thing(mnist):
@@ -73,7 +76,8 @@ def test_order_of_places(blank_is_official, monkeypatch, nowhere):
     load_mnist(home)[0].images[0] = 1  # the arrays are the caller's
 
 
-def test_without_mnist(nowhere, few_digits, capfd):
+def test_without_mnist(nowhere, monkeypatch, capfd):
+    monkeypatch.setattr(mnist_module.synthetic, "load_synthetic", lambda seed, say: ("a", "b"))
     with pytest.raises(DataNotFoundError, match=r"^MNIST cannot be downloaded \(Proxy"):
         load_mnist()
     lines = []
@@ -92,6 +96,11 @@ def test_nothing_takes_the_place_of_a_directory_that_is_named(tmp_path, nowhere,
             load_data("auto", name)
     with pytest.raises(DataError, match=r"xxx\S*: cannot be read: File name too long$"):
         load_data("auto", "x" * 300)
+    with monkeypatch.context() as patch:
+        denied = mock.Mock(side_effect=PermissionError(13, "Permission denied", "a/file"))
+        patch.setattr(mnist_module, "find_idx", denied)
+        with pytest.raises(DataError, match=r"^a/file: cannot be read: Permission denied$"):
+            load_data("auto", tmp_path)
     monkeypatch.setenv("JAXMNIST_DATA_DIR", "~nosuchuser/x")
     with pytest.raises(DataNotFoundError, match=r"^~nosuchuser/x: no such directory; "):
         load_data("auto")
