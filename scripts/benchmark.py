@@ -122,7 +122,7 @@ def main(options: Options) -> None:
     for name, turns in result.items():
         for problem in {turn["problem"] for turn in turns if "problem" in turn}:
             print(f"{name}: {problem}")
-    if not options.growth:
+    if not options.growth and any(values(turns, "whole") for turns in result.values()):
         save_figure(chart(result), options.out / "programs.png")
     print(f"Wrote {options.out}")
 
