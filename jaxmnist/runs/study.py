@@ -61,7 +61,8 @@ def open_study(where: str | None) -> optuna.Study:
         except Exception as error:  # a damaged journal raises errors of a dozen kinds
             reason = getattr(error, "orig", None) or error.__cause__ or error
     told = str(reason).splitlines() or [type(reason).__name__]
-    raise JaxmnistError(f"--study: {told[0]}")
+    shown = "".join(c if c.isprintable() else "?" for c in told[0])
+    raise JaxmnistError(f"--study: {shown}")
 
 
 def _open_journal(path: Path) -> optuna.storages.JournalStorage:
