@@ -82,6 +82,7 @@ def points(path) -> list[tuple]:
             (length,) = struct.unpack("<Q", data[:8])
             event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
             found += [(event.step, v.tag, np.float32(v.simple_value)) for v in event.summary.value]
+            assert event.wall_time > 1e9
     return sorted(found)
 
 
