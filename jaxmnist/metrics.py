@@ -8,6 +8,7 @@
 ([1.0, 0.667], [0.5, 1.0])
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,42 +70,35 @@ def calibration(
 
 
 def classification_metrics(
-    probabilities: Float[AnyArray, "n classes"], labels: Int[AnyArray, " n"]
+    log_probabilities: Float[AnyArray, "n classes"], labels: Int[AnyArray, " n"]
 ) -> dict[str, Any]:
-    """Everything here in the types of JSON; None, not NaN, for a share of nothing.
+    """Loss (nats), accuracy and all of this module in JSON's types; None for what is not finite.
 
     The accuracy comes with a 95 % interval, Wilson's: E. B. Wilson, "Probable inference, the law of
     succession, and statistical inference", JASA 22 (1927), 209-212.
     """
     from scipy.stats import binomtest
 
-    table = np.asarray(probabilities)
+    table, labels = np.asarray(log_probabilities, np.float64), np.asarray(labels)
     confusion = confusion_matrix(labels, table.argmax(axis=1), table.shape[1])
     right, n = int(confusion.trace()), len(table)
     precision, recall = precision_recall(confusion)
-    bins = calibration(table, labels)
-    columns = zip(
-        bins.counts.tolist(), _numbers(bins.confidence), _numbers(bins.accuracy), strict=True
-    )
+    ece, counts, *shares = calibration(np.exp(table), labels)
+    loss, ece = _numbers([-table[np.arange(n), labels].mean(), ece])
+    edges = (np.arange(len(counts) + 1) / len(counts)).tolist()
+    columns = (edges[:-1], edges[1:], counts.tolist(), *map(_numbers, shares))
+    names = ("over", "up_to", "images", "confidence", "accuracy")
     return {
+        "loss": loss,
         "accuracy": right / n,
         "accuracy_interval": list(binomtest(right, n).proportion_ci(method="wilson")),
         "precision": _numbers(precision),
         "recall": _numbers(recall),
-        "ece": bins.ece if np.isfinite(bins.ece) else None,
-        "calibration": [
-            {
-                "over": k / len(bins.counts),
-                "up_to": (k + 1) / len(bins.counts),
-                "images": images,
-                "confidence": confidence,
-                "accuracy": accuracy,
-            }
-            for k, (images, confidence, accuracy) in enumerate(columns)
-        ],
+        "ece": ece,
+        "calibration": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
         "confusion": confusion.tolist(),
     }
 
 
-def _numbers(values: Float64[np.ndarray, " n"]) -> list[float | None]:
-    return [x if np.isfinite(x) else None for x in values.tolist()]
+def _numbers(values: Iterable[Any]) -> list[float | None]:
+    return [float(x) if np.isfinite(x) else None for x in values]

@@ -20,7 +20,6 @@ from jaxmnist.files import atomic_write
 from jaxmnist.metrics import confusion_matrix
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Records = Sequence[Mapping[str, float | int]]
@@ -73,9 +72,9 @@ def loss_curves(runs: Mapping[str, Records], losses: Losses | None = None) -> "F
     legend = [Line2D([], [], color="0.4", label="training, mean of the epoch")]
     legend += [Line2D([], [], color="0.4", ls="--", label="test, after the epoch")]
     if losses is not None and losses.size:
-        x, y = _thinned(losses.ravel())
-        x = x / losses.shape[1]
-        legend += upper.plot(x, y, color="0.75", linewidth=0.5, label="training, each step")
+        steps = np.arange(1, losses.size + 1) / losses.shape[1]
+        label = "training, each step"
+        legend += upper.plot(steps, losses.ravel(), color="0.75", linewidth=0.5, label=label)
     for number, (name, records) in enumerate(runs.items()):
         style: dict[str, Any] = {"color": COLORS[number % len(COLORS)]}
         style |= {"marker": _MARKERS[number % len(_MARKERS)], "ms": 5 if len(records) <= 50 else 0}
@@ -98,21 +97,19 @@ def confusion_figure(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
     """How many images of each digit (rows) were predicted as which (columns)."""
     from matplotlib.ticker import MaxNLocator
 
-    right = np.eye(len(confusion), dtype=bool)
     title = f"{np.trace(confusion):,} of {confusion.sum():,} test images are right"
     figure = _figure(6, 5.2, title)
     axes = figure.subplots()
-    mistakes = np.ma.masked_array(confusion, right)
+    mistakes = np.ma.masked_array(confusion, np.eye(len(confusion)))
     worst = max(1, mistakes.max())
     shown = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=worst)
-    axes.imshow(np.ma.masked_array(np.full_like(confusion, 3), ~right), "Blues", vmin=0, vmax=10)
     for row, column in np.argwhere(confusion):
         count = confusion[row, column]
         color = "w" if row != column and count > 0.65 * worst else "k"
         axes.text(column, row, f"{count}", ha="center", va="center", size=9, color=color)
     digits = np.arange(len(confusion))
     axes.set(xticks=digits, yticks=digits, xlabel="predicted digit", ylabel="true digit")
-    axes.tick_params(length=0)
+    axes.set_facecolor("#d6e6f4")  # of what is right
     ticks = MaxNLocator(nbins=5, integer=True)
     figure.colorbar(shown, shrink=0.8, label="images predicted as another digit", ticks=ticks)
     return figure
@@ -137,19 +134,21 @@ def contact_sheet(images: Images, titles: Sequence[str], title: str, columns: in
     rows = max(1, math.ceil(len(images) / columns))
     figure = _figure(1.15 * columns, 1.5 * rows + 0.4, title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, image, name in zip(grid, images, titles, strict=False):
-        _show(axes, image, name)
-    for axes in grid[len(images) :]:
+    for axes in grid:
         axes.set_axis_off()
+    for axes, image, name in zip(grid, images, titles, strict=False):
+        axes.imshow(image, "gray_r", vmin=0, vmax=255)
+        axes.set_title(name, size=9, parse_math=False)
     return figure
 
 
 def digit_grid(images: UInt8[np.ndarray, "rows columns height width"], title: str) -> "Figure":
     """The images side by side, white on black."""
-    rows, columns, height, width = images.shape
+    rows, columns = images.shape[:2]
     figure = _figure(columns * 0.42, rows * 0.42 + 0.35, title)
-    tiled = images.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
-    _show(figure.subplots(), tiled, cmap="gray")
+    axes = figure.subplots()
+    axes.imshow(_tiled(images), "gray", vmin=0, vmax=255)
+    axes.set_axis_off()
     return figure
 
 
@@ -163,18 +162,17 @@ def weight_grid(
         columns: units side by side.
         most: how many units are shown at most: those with the largest weights.
     """
-    order = np.argsort(-np.linalg.norm(weight, axis=1), kind="stable")
-    chosen = np.sort(order[:most])
+    chosen = np.sort(np.argsort(-np.linalg.norm(weight, axis=1), kind="stable")[:most])
     rows = math.ceil(len(chosen) / columns)
     tiles = np.full((rows * columns, 30, 30), np.nan)  # 28 pixels and a gap
     tiles[: len(chosen), 1:29, 1:29] = weight[chosen].reshape(-1, 28, 28)
-    tiled = tiles.reshape(rows, columns, 30, 30).transpose(0, 2, 1, 3).reshape(rows * 30, -1)
-    limit = max(float(np.nanmax(np.abs(tiled))), 1e-12)
+    limit = max(float(np.nanmax(np.abs(tiles))), 1e-12)
     which = "all" if len(chosen) == len(weight) else f"{most} largest of"
     title = f"First-layer weights: {which} {len(weight)} units"
     figure = _figure(columns * 0.5, rows * 0.5 + 1.3, title)
     axes = figure.subplots()
-    shown = axes.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
+    tiled = _tiled(tiles.reshape(rows, columns, 30, 30))
+    shown = axes.imshow(tiled, "RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
     axes.set_axis_off()
     label = "weight of a pixel (above 0: ink raises the sum)"
     figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
@@ -190,11 +188,12 @@ def probability_figure(
     title = "Digits as the model sees them, and their probabilities"
     figure = _figure(6 * columns, 2.6 * rows + 0.4, title)
     grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=(1, 1.7) * columns)
-    pairs = grid.reshape(-1, 2)
-    for axes in pairs[len(images) :].flat:
+    for axes in [*grid[:, ::2].flat, *grid.flat[2 * len(images) :]]:
         axes.set_axis_off()
-    for (left, right), image, row, name in zip(pairs, images, probabilities, names, strict=False):
-        _show(left, image, _short(name, 24))
+    pairs = zip(grid.reshape(-1, 2), images, probabilities, names, strict=False)
+    for (left, right), image, row, name in pairs:
+        left.imshow(image, "gray_r", vmin=0, vmax=255)
+        left.set_title(_short(name, 24), size=9, parse_math=False)
         colors = [COLORS[int(digit == row.argmax())] for digit in range(len(row))]
         bars = right.barh(np.arange(len(row)), row, color=colors)
         right.bar_label(bars, [percent(p) for p in row], padding=3, fontsize=8)
@@ -232,23 +231,10 @@ def _figure(width: float, height: float, title: str) -> "Figure":
     return figure
 
 
-def _show(
-    axes: "Axes", image: UInt8[np.ndarray, "h w"], title: str = "", cmap: str = "gray_r"
-) -> None:
-    axes.imshow(image, cmap=cmap, vmin=0, vmax=255)
-    axes.set_title(title, size=9, parse_math=False)
-    axes.set_axis_off()
-
-
-def _thinned(
-    losses: Float[np.ndarray, " steps"], most: int = 10_000
-) -> tuple[Int[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """Steps, from 1, and losses: all or, if they are many, each stretch's lowest and highest."""
-    if losses.size <= most:
-        return np.arange(1, losses.size + 1), losses
-    starts = np.linspace(0, losses.size, most // 2, endpoint=False).astype(int)
-    both = np.fmin.reduceat(losses, starts), np.fmax.reduceat(losses, starts)
-    return np.repeat(starts + 1, 2), np.stack(both, axis=1).ravel()
+def _tiled(images: np.ndarray) -> np.ndarray:
+    """Rows of images, `[rows, columns, height, width]`, as one image."""
+    rows, _, height, _ = images.shape
+    return images.swapaxes(1, 2).reshape(rows * height, -1)
 
 
 def _short(name: str, most: int) -> str:

@@ -55,7 +55,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 # The extra that installs an optional package.
 EXTRAS = {"optuna": "sweep", "tensorboardX": "tensorboard", "nbclient": "notebook"}
-EXTRAS |= {"jinja2": "plots", "matplotlib": "plots"}
+EXTRAS |= {"jinja2": "plots", "matplotlib": "plots", "flatbuffers": "export", "onnx": "export"}
 # Flags of JAX with which nothing can be compiled ahead.
 UNUSABLE = ("jax_disable_jit", "jax_no_tracing", "jax_no_execution", "jax_transfer_guard")
 

@@ -12,8 +12,8 @@ import _cli as cli
 import csv
 import dataclasses
 import json
-import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Options:
 def main(options: Options) -> None:
     """Load, evaluate, print."""
     from jaxmnist.metrics import classification_metrics
-    from jaxmnist.pictures.predict import evaluate_model
+    from jaxmnist.pictures.predict import log_probabilities
     from jaxmnist.runs.programs import find_device
     from jaxmnist.weights import layer_sizes
 
@@ -61,14 +61,12 @@ def main(options: Options) -> None:
     if synthetic is False and chosen.dataset == "auto":  # MNIST's model is tested on nothing else
         chosen = dataclasses.replace(chosen, dataset="mnist")
     data = load(chosen, chosen.seed)
-    found = evaluate_model(params, data.test)
     result = {
         "weights": str(options.weights),
         "layers": layer_sizes(params),
         "data": data.source,
         "images": len(data.test.labels),
-        "loss": found.loss if math.isfinite(found.loss) else None,
-        **classification_metrics(found.probabilities, data.test.labels),
+        **classification_metrics(log_probabilities(params, data.test.images), data.test.labels),
     }
     print(json.dumps(result, allow_nan=False) if options.json else report(result))
     if data.missing and not options.json:
@@ -77,35 +75,36 @@ def main(options: Options) -> None:
 
 def report(result: dict[str, Any]) -> str:
     """The result, to be read."""
-    low, high = result["accuracy_interval"]
-    counts = result["confusion"]
-    digits = [["digit", "images", "precision", "recall"]]
-    for digit, row in enumerate(counts):
-        shares = (percent(result[name][digit]) for name in ("precision", "recall"))
-        digits.append([str(digit), str(sum(row)), *shares])
-    bins = [["probability", "images", "mean", "right"]]
-    for row in result["calibration"]:
-        if row["images"]:
-            means = (percent(row[name]) for name in ("confidence", "accuracy"))
-            bins.append([f"{row['over']:.1%} to {row['up_to']:.1%}", str(row["images"]), *means])
-    matrix = [["digit", *map(str, range(len(counts)))]]
-    matrix += [[str(k), *(str(n or ".") for n in row)] for k, row in enumerate(counts)]
     loss = "not finite" if result["loss"] is None else f"{result['loss']:.6f}"
+    counts = result["confusion"]
+    digits = zip(map(sum, counts), result["precision"], result["recall"], strict=True)
+    bins = [row.values() for row in result["calibration"] if row["images"]]
     return f"""Weights: {printable(result["weights"])} ({"-".join(map(str, result["layers"]))})
 Data: {result["data"]}, {result["images"]:,} test images
 Test loss: {loss}
-Test accuracy: {result["accuracy"]:.2%}   95% interval: {low:.2%} to {high:.2%}
+Test accuracy: {result["accuracy"]:.2%}   95% interval: {interval(result, 2)}
 
-{markdown(digits)}
+{table("digit images precision recall", ([str(k), *row] for k, row in enumerate(digits)))}
 
 Expected calibration error: {percent(result["ece"], 2)}. The largest probability, and how
 often its digit was right:
 
-{markdown(bins)}
+{table("over up_to images mean right", bins)}
 
 Confusion matrix: a row is a true digit, a column the predicted one.
 
-{markdown(matrix)}"""
+{table("digit 0 1 2 3 4 5 6 7 8 9", ([str(k), *row] for k, row in enumerate(counts)))}"""
+
+
+def table(names: str, rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table under these names: shares of 1 in percent, nothing for 0 and None."""
+    cells = [[percent(x) if isinstance(x, float) else str(x or "") for x in row] for row in rows]
+    return markdown([names.split(), *cells])
+
+
+def interval(result: dict[str, Any], digits: int) -> str:
+    """The 95 % interval of an accuracy."""
+    return " to ".join(percent(end, digits) for end in result["accuracy_interval"])
 
 
 def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
@@ -125,52 +124,32 @@ def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
         if reading.digit != label:
             said = "blank" if reading.digit is None else f"read as {reading.digit}"
             wrong.append((reading.image, f"{printable(path.name)[-16:]}\n{label}, {said}"))
-    kinds = list[dict[str, Any]]()
-    for kind, found in right.items():
-        low, high = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
-        share = sum(found) / len(found)
-        kinds.append({"kind": kind, "pictures": len(found), "accuracy": share,
-                      "accuracy_interval": [low, high]})  # fmt: skip
     if options.plot:
         images, titles = np.array([image for image, _ in wrong]), [title for _, title in wrong]
-        heading = (
-            f"{len(wrong)} of {len(right['all'])} pictures are misread; as the model sees them"
-        )
+        heading = f"{len(wrong)} of {len(right['all'])} pictures misread, as the model sees them"
         save_figure(contact_sheet(images, titles, heading), options.plot)
+    kinds = list[dict[str, Any]]()
+    for kind, found in right.items():
+        ends = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
+        share = sum(found) / len(found)
+        kinds.append(dict(kind=kind, pictures=len(found), accuracy=share, accuracy_interval=ends))
     if options.json:
         return print(json.dumps({"weights": str(options.weights), "kinds": kinds}))
-    rows = [["pictures", "n", "accuracy", "95 % interval"]]
-    for k in kinds:
-        low, high = k["accuracy_interval"]
-        name = printable(k["kind"])
-        rows.append([name, str(k["pictures"]), f"{k['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"])
-    print(markdown(rows))
+    rows = [[printable(k["kind"]), k["pictures"], k["accuracy"], interval(k, 1)] for k in kinds]
+    print(table("pictures n accuracy 95%_interval", rows))
 
 
 def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
     """Each picture's path, digit and kind, from an index.csv or from folders named by digit."""
     from jaxmnist.errors import DataError
 
-    index = directory / "index.csv"
-    if not index.exists():
-        files = [path for digit in range(10) for path in sorted((directory / str(digit)).glob("*"))]
-        found = [(p, int(p.parent.name), "pictures") for p in files if not p.name.startswith(".")]
-        if not found:
-            raise DataError(f"{directory}: holds no index.csv and no pictures in folders 0 to 9")
-        return found
-    content = index.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")  # Excel begins with a byte order mark
-    except UnicodeDecodeError:
-        text = content.decode("cp1252", "replace")  # or writes Windows' letters
-    lines, found = text.splitlines(), []
-    separator = max(";,\t", key="".join(lines[:1]).count)  # Excel's depends on the country
-    try:
-        rows = list(csv.DictReader(lines, delimiter=separator))
-    except csv.Error as error:
-        raise DataError(f"{index}: damaged: {error}") from error
+    index, found = directory / "index.csv", []
+    if index.exists():
+        rows = read_index(index)
+    else:
+        files = [path.relative_to(directory) for path in sorted(directory.glob("[0-9]/[!.]*"))]
+        rows = [{"file": str(path), "label": path.parent.name} for path in files]
     for row in rows:
-        row = {str(name).strip().lower(): str(value or "").strip() for name, value in row.items()}
         path, label = directory / row.get("file", "."), row.get("label", "")
         if label not in list("0123456789") or not os.path.isfile(path):
             raise DataError(
@@ -179,8 +158,22 @@ def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
             )
         found.append((path, int(label), row.get("kind") or "pictures"))
     if not found:
-        raise DataError(f"{index}: names no pictures")
+        raise DataError(f"{directory}: no pictures in an index.csv or in folders named 0 to 9")
     return found
+
+
+def read_index(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV, also of one that Excel wrote."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")  # Excel begins with a byte order mark
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", "replace")  # or writes Windows' letters
+    lines = text.splitlines()
+    separator = max(";,\t", key="".join(lines[:1]).count)  # Excel's depends on the country
+    csv.field_size_limit(2**31 - 1)  # a quote that is never closed is no error of csv's
+    rows = csv.DictReader(lines, delimiter=separator)
+    return [{str(k).strip().lower(): str(v or "").strip() for k, v in row.items()} for row in rows]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(options: Options) -> None:
     """Load the weights, make every file, then write them."""
     import jax
 
-    from jaxmnist import JaxmnistError, export
+    from jaxmnist import export
     from jaxmnist.files import atomic_write
     from jaxmnist.runs.programs import find_device
     from jaxmnist.weights import layer_sizes
@@ -49,11 +49,7 @@ def main(options: Options) -> None:
     # Without this the program would name the Python files on this machine that made it.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     params, _ = load_model(options.weights)
-    try:
-        contents = {name: getattr(export, f"to_{name}")(params) for name in options.formats}
-    except ModuleNotFoundError as error:
-        hint = f"{cli.install_hint('export')}, or leave out its --formats"
-        raise JaxmnistError(f"this needs {error.name}: {hint}") from error
+    contents = {name: getattr(export, f"to_{name}")(params) for name in options.formats}
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"Exporting {'-'.join(map(str, layer_sizes(params)))} to {options.out}:")
     for name, content in contents.items():

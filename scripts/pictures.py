@@ -33,17 +33,17 @@ class Options:
 def main(options: Options) -> None:
     """Draw the run, synthetic digits, a digit to read, and the sketchpad in use."""
     import numpy as np
+    from PIL import Image, ImageDraw
     from scipy.interpolate import CubicSpline
 
     from jaxmnist import load_mnist
     from jaxmnist.datasets import load_synthetic
-    from jaxmnist.pictures.predict import evaluate_model
+    from jaxmnist.pictures.predict import log_probabilities
     from jaxmnist.plots import digit_grid, run_figures
     from jaxmnist.runs.directory import read_run
 
     run, (_, test) = read_run(options.run), load_mnist(options.data.data_dir)
-    found = evaluate_model(run.params, test)
-    arrays = np.asarray(test.images), np.asarray(test.labels), found.probabilities
+    arrays = *map(np.asarray, test), np.exp(log_probabilities(run.params, test.images))
     figures = run_figures(run.records, run.losses, run.params, *arrays)
     images, labels = (np.asarray(part) for part in load_synthetic()[0])
     rows = np.stack([images[labels == digit][:20] for digit in range(10)])
@@ -51,20 +51,11 @@ def main(options: Options) -> None:
     for name in ("loss.png", "mistakes.png", "synthetic_digits.png"):
         figures[name].savefig(options.out / name, dpi=110)
     stroke = CubicSpline(range(len(THREE)), THREE)(np.linspace(0, len(THREE) - 1, 100))
-    draw_digit(stroke, options.out / "digit.png")
+    picture = Image.new("L", (200, 200), 235)  # for scripts/predict.py
+    ImageDraw.Draw(picture).line([*map(tuple, 200 / 280 * stroke)], 40, 14, "curve")
+    picture.save(options.out / "digit.png")
     sketch(stroke, run.params, options.out / "sketchpad.png")
-    print(f"{', '.join(path.name for path in sorted(options.out.iterdir()))} in {options.out}")
-
-
-def draw_digit(stroke: Any, path: Path) -> None:
-    """Write the stroke, `[n, 2]`, as a picture for scripts/predict.py: dark on light, 200x200."""
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("L", (400, 400), 235)
-    pen, radius = ImageDraw.Draw(picture), 200 / 14
-    for x, y in 400 / 280 * stroke:
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=40)
-    picture.resize((200, 200), Image.Resampling.LANCZOS).save(path, optimize=True)
+    print(f"Wrote the pictures of {options.out}")
 
 
 def sketch(stroke: Any, params: Any, path: Path) -> None:

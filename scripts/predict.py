@@ -51,55 +51,50 @@ def main(options: Options) -> None:
 
     find_device("cpu")  # less work than waking an accelerator
     reader = Reader(load_model(options.weights)[0])
-    results = [read(reader, path) for path in options.images]
-    good = [result for result in results if result["digit"] is not None]
-    images = [result.pop("seen") for result in good]
+    pairs = [read(reader, path) for path in options.images]
+    results, good = [result for result, _ in pairs], [pair for pair in pairs if pair[1] is not None]
     if options.plot and good:
-        chances = np.array([result["probabilities"] for result in good])
-        names = [printable(Path(result["image"]).name) for result in good]
-        save_figure(probability_figure(np.stack(images), chances, names), options.plot)
+        names = [printable(Path(result["image"]).name) for result, _ in good]
+        chances = np.array([result["probabilities"] for result, _ in good])
+        images = np.stack([image for _, image in good])
+        save_figure(probability_figure(images, chances, names), options.plot)
     if options.json:
         print(json.dumps(results, indent=1, allow_nan=False))
-    for result in () if options.json else results:
-        print("\n".join(describe(**result)))
+    else:
+        print("\n".join(map(describe, results)))
     sys.exit(int(len(good) < len(results)))
 
 
-def read(reader: Any, path: Path) -> dict[str, Any]:
-    """What is said of one picture; `error` says why there is no digit."""
+def read(reader: Any, path: Path) -> tuple[dict[str, Any], Any]:
+    """What is said of a picture, `error` if there is no digit, and what the model was given."""
     from jaxmnist.errors import DataError
 
-    found: dict[str, Any] = {"image": str(path), "digit": None, "probabilities": None}
-    found |= {"doubt": None, "why": None, "error": None}
+    found = {"image": str(path)} | dict.fromkeys(
+        ("digit", "probabilities", "doubt", "why", "error")
+    )
     try:
         with cli.silenced():  # libtiff itself writes about damaged files
             source = io.BytesIO(sys.stdin.buffer.read()) if str(path) == "-" else path
             digit, chances, doubt, why, image = reader.read(source)
     except (DataError, OSError) as error:
         text = str(getattr(error, "strerror", error))
-        return found | {"error": text.removeprefix(f"{path}: ")}
+        return found | {"error": text.removeprefix(f"{path}: ")}, None
     if digit is None:
-        return found | {"doubt": doubt, "error": why}
-    found |= {"digit": digit, "probabilities": chances.tolist(), "doubt": doubt, "why": why}
-    return found | {"seen": image}
+        return found | {"doubt": doubt, "error": why}, None
+    told = {"digit": digit, "probabilities": chances.tolist(), "doubt": doubt, "why": why}
+    return found | told, image
 
 
-def describe(
-    image: str,
-    digit: int | None,
-    probabilities: Any,
-    doubt: Any,
-    why: str | None,
-    error: str | None,
-) -> list[str]:
+def describe(result: dict[str, Any]) -> str:
     """Lines for a reader: one and, for each digit, a bar."""
+    name, digit, why = (result[key] for key in ("image", "digit", "why"))
     if digit is None:
-        return [f"{printable(image)}: {printable(error)}"]
-    lines = [f"{printable(image)}: {digit}{DOUBTS[doubt]}" + (f": {why}" if why else "")]
-    for number, chance in enumerate(probabilities):
+        return f"{printable(name)}: {printable(result['error'])}"
+    lines = [f"{printable(name)}: {digit}{DOUBTS[result['doubt']]}" + (f": {why}" if why else "")]
+    for number, chance in enumerate(result["probabilities"]):
         whole, eighths = divmod(round(chance * BAR * 8), 8)
         lines.append(f"  {number}  {'█' * whole + ' ▏▎▍▌▋▊▉'[eighths]:{BAR}} {chance:6.1%}")
-    return lines
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,9 @@ import dataclasses
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from _options import DataDirOptions, local_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from jaxmnist.runs.directory import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +38,15 @@ def main(options: Options) -> None:
     from jaxmnist.plots import loss_curves
     from jaxmnist.runs.directory import read_run
 
-    runs = {name: read_run(path) for name, path in name_runs(options.runs).items()}
+    names = [path.resolve().name for path in options.runs]
+    runs = {
+        name if names.count(name) == 1 else str(path): read_run(path)
+        for path, name in zip(options.runs, names, strict=True)
+    }
     sections = {name: describe(run, options.data.data_dir) for name, run in runs.items()}
-    values = {name: section["options"] for name, section in sections.items()}
-    names = dict.fromkeys(name for run in values.values() for name in run)
-    differing = [name for name in names if len({run.get(name) for run in values.values()}) > 1]
+    values = [section["options"] for section in sections.values()]
+    fields = dict.fromkeys(field for run in values for field in run)
+    equal = [field for field in fields if len({run.get(field) for run in values}) == 1]
     losses = next(iter(runs.values())).losses if len(runs) == 1 else None
     curves = loss_curves({name: run.records for name, run in runs.items()}, losses)
     page = Environment(
@@ -55,11 +54,9 @@ def main(options: Options) -> None:
     )
     content = page.get_template("report.html.jinja").render(
         runs=sections,
-        data={section["results"]["tested on"] for section in sections.values()},
         curves=data_url(curves),
-        last_epoch=max(len(run.records) for run in runs.values()),
-        differing=differing,
-        equal=[name for name in names if name not in differing],
+        differing=[field for field in fields if field not in equal],
+        equal=equal,
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(options.out) as file:
@@ -70,39 +67,34 @@ def main(options: Options) -> None:
     print(f"Wrote {options.out} ({len(content) / 1000:,.0f} kB)")
 
 
-def name_runs(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """The runs by the names of their directories or, where two are alike, by their paths."""
-    names = [path.resolve().name for path in paths]
-    pairs = zip(paths, names, strict=True)
-    return {name if names.count(name) == 1 else str(path): path for path, name in pairs}
-
-
-def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
+def describe(run: Any, data_dir: Path | None) -> dict[str, Any]:
     """What the template shows of a run."""
     import numpy as np
 
     from jaxmnist import load_mnist
     from jaxmnist.datasets import synthetic
-    from jaxmnist.pictures.predict import evaluate_model
+    from jaxmnist.metrics import classification_metrics
+    from jaxmnist.pictures.predict import log_probabilities
     from jaxmnist.plots import mistake_grid, weight_grid
 
-    data = run.config["identity"]["data"]
+    data, last = run.config["identity"]["data"], run.records[-1]
     seed = run.config["options"]["seed"]
     test = (load_mnist(data_dir) if data == "MNIST" else synthetic.load_synthetic(seed))[1]
-    found, last = evaluate_model(run.params, test), run.records[-1]
     images, labels = map(np.asarray, test)
-    wrong = found.confusion - np.diag(np.diag(found.confusion))
+    found = log_probabilities(run.params, images)
+    metrics = classification_metrics(found, labels)
+    wrong = np.array(metrics["confusion"]) * (1 - np.eye(10, dtype=int))
     notes = [] if data == "MNIST" else [f"NOT MNIST: trained and tested on {data}."]
     if not run.finished:
         notes.append("Not finished: the weights are those of its last epoch so far.")
-    if abs(last["test_accuracy"] - found.accuracy) > 0.001:
+    if abs(last["test_accuracy"] - metrics["accuracy"]) > 0.001:
         notes.append(f"Other weights: metrics.jsonl says {last['test_accuracy']:.2%} accuracy.")
     return {
         "notes": notes,
         "results": {
-            "test accuracy": f"{found.accuracy:.2%}",
+            "test accuracy": f"{metrics['accuracy']:.2%}",
             "mistakes": f"{wrong.sum():,}",
-            "test loss (nats)": f"{found.loss:.4f}",
+            "test loss (nats)": f"{np.float64(metrics['loss']):.4f}",
             "training loss (nats)": f"{last['train_loss']:.4f}",
             "epochs": f"{len(run.records):,}",
             "tested on": data,
@@ -112,14 +104,14 @@ def describe(run: "Run", data_dir: Path | None) -> dict[str, Any]:
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in (run.config["identity"] | run.config["versions"]).items()
         },
-        "confusion": found.confusion.tolist(),
+        "confusion": metrics["confusion"],
         "worst": max(1, wrong.max()),
-        "mistakes": data_url(mistake_grid(images, labels, found.probabilities, columns=4)),
+        "mistakes": data_url(mistake_grid(images, labels, np.exp(found), columns=4)),
         "weights": data_url(weight_grid(run.params["params"]["linear_0"]["weight"], 8, 64)),
     }
 
 
-def data_url(figure: "Figure") -> str:
+def data_url(figure: Any) -> str:
     """The figure as a PNG within the page."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)

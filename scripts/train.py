@@ -179,12 +179,12 @@ def draw(directory: RunDirectory, data: Data) -> None:
     """Draw the figures of the finished run."""
     import numpy as np
 
-    from jaxmnist.pictures.predict import evaluate_model
+    from jaxmnist.pictures.predict import log_probabilities
     from jaxmnist.plots import run_figures, save_figure
     from jaxmnist.runs.directory import read_run
 
     run, (images, labels) = read_run(directory.path), map(np.asarray, data.test)
-    probabilities = evaluate_model(run.params, data.test).probabilities
+    probabilities = np.exp(log_probabilities(run.params, images))
     figures = run_figures(run.records, run.losses, run.params, images, labels, probabilities)
     for name, figure in figures.items():
         save_figure(figure, directory.path / name)

@@ -24,8 +24,10 @@ def test_calibration():
 
 
 def test_everything_as_json():
-    found = classification_metrics(np.eye(3)[PREDICTIONS], LABELS)
+    with np.errstate(divide="ignore"):
+        found = classification_metrics(np.log(np.eye(3)[PREDICTIONS]), LABELS)
     assert found == json.loads(json.dumps(found, allow_nan=False))
+    assert found["loss"] is None  # it is infinite
     assert found["accuracy"] == 3 / 8
     assert found["confusion"] == [[3, 1, 0], [0, 0, 0], [2, 2, 0]]
     # Wilson's interval for 3 of 8, from its formula.
@@ -38,7 +40,8 @@ def test_everything_as_json():
     assert found["ece"] == pytest.approx(5 / 8)
     lowest, *_, highest = found["calibration"]
     assert lowest == {"over": 0, "up_to": 1 / 15, "images": 0, "confidence": None, "accuracy": None}
-    assert highest["images"] == 8
-    assert (highest["over"], highest["up_to"], highest["accuracy"]) == (14 / 15, 1, 3 / 8)
+    assert highest == {"over": 14 / 15, "up_to": 1, "images": 8, "confidence": 1, "accuracy": 3 / 8}
+    sure = classification_metrics(np.log(0.7 * np.eye(3)[LABELS] + 0.1), LABELS)
+    assert sure["loss"] == pytest.approx(-np.log(0.8))
     with pytest.raises(ValueError, match="invalid entry"):
         confusion_matrix(LABELS, PREDICTIONS, 2)

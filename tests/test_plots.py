@@ -48,17 +48,6 @@ def test_loss_curves_of_several_runs():
     assert texts == [f" {name}" for name in names]
 
 
-def test_a_long_run_is_drawn_by_its_extremes():
-    losses = RNG.uniform(0.5, 1, (600, 100)).astype(np.float32)
-    losses[123, 45], losses[321, 12], losses[7] = 0.1, 3.0, np.nan
-    drawn = plots.loss_curves({"x": records(600)}, losses).axes[0].lines[0].get_xydata()
-    assert len(drawn) == 10_000
-    extremes = drawn[[np.nanargmin(drawn[:, 1]), np.nanargmax(drawn[:, 1])]]
-    np.testing.assert_allclose(extremes[:, 1], (0.1, 3.0), rtol=1e-6)
-    np.testing.assert_allclose(extremes[:, 0], (123.46, 321.13), atol=0.13)
-    assert np.isnan(drawn[np.abs(drawn[:, 0] - 7.5) < 0.3, 1]).all()
-
-
 def test_the_figures_of_a_run():
     images = np.arange(5 * 784).reshape(5, 28, 28).astype(np.uint8)
     params = {"params": {"linear_0": {"weight": np.ones((20, 784), np.float32)}}}

@@ -13,12 +13,10 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Float64, Int, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Float64, UInt8
 from scipy import ndimage
 
-from jaxmnist.data import Dataset
 from jaxmnist.errors import DataError
-from jaxmnist.metrics import confusion_matrix
 from jaxmnist.model import MLP
 from jaxmnist.pictures.picture import Source, read_picture
 from jaxmnist.pictures.strokes import BOX, find_strokes
@@ -94,28 +92,6 @@ def _log_probabilities(
     hidden: tuple[int, ...], params: Params, images: UInt8[AnyArray, "n 28 28"]
 ) -> Float[Array, "n classes"]:
     return jax.nn.log_softmax(MLP(hidden).apply(params, preprocess(images)))
-
-
-class ModelMetrics(NamedTuple):
-    """What a model makes of a test set of n images."""
-
-    loss: float  # mean cross-entropy, in nats
-    accuracy: float
-    confusion: Int[np.ndarray, "classes classes"]  # [i, j] counts images of i predicted as j
-    probabilities: Float[np.ndarray, "n classes"]
-
-
-def evaluate_model(params: Params, test: Dataset) -> ModelMetrics:
-    """Evaluate the `MLP` of these parameters on every test image, and keep the probabilities.
-
-    Raises a DataError as `layer_sizes` does.
-    """
-    found, labels = log_probabilities(params, test.images), np.asarray(test.labels)
-    loss = -found[np.arange(len(labels)), labels].mean(dtype=np.float64)
-    confusion = confusion_matrix(labels, found.argmax(axis=1), found.shape[1])
-    return ModelMetrics(
-        float(loss), float(confusion.trace() / confusion.sum()), confusion, np.exp(found)
-    )
 
 
 def read_image(source: Source) -> UInt8[np.ndarray, "28 28"]:
