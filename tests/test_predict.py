@@ -32,16 +32,19 @@ def scribble(pen, width):
     pen.line([(60 + 180 * (n % 2), 60 + 36 * n) for n in range(6)], 0, width // 2)
 
 
+def two(pen, width, left):
+    pen.line((80, 80, 80, 220), 0, width)
+    pen.ellipse((left, 80, left + 80, 220), outline=0, width=width)
+
+
 THINGS = {
-    "symmetric": cross,
-    "side by side": lambda pen, width: (
-        pen.line((80, 80, 80, 220), 0, width),
-        pen.ellipse((110, 80, 190, 220), outline=0, width=width),
-    ),
-    "wider": lambda pen, width: pen.line((70, 150, 230, 156), 0, width),
-    "frame": lambda pen, width: pen.rectangle((70, 60, 220, 240), outline=0, width=width),
-    "scribble": scribble,
-    "spot": lambda pen, _: pen.ellipse((120, 120, 180, 180), fill=0),
+    "a cross": ("symmetric", cross),
+    "two digits": ("more lines", lambda pen, width: two(pen, width, 110)),
+    "two digits that touch": ("more lines", lambda pen, width: two(pen, width, 84)),
+    "a dash": ("wider", lambda pen, width: pen.line((70, 150, 230, 156), 0, width)),
+    "a frame": ("frame", lambda pen, width: pen.rectangle((70, 60, 220, 240), None, 0, width)),
+    "a scribble": ("more lines", scribble),
+    "a disc": ("spot", lambda pen, _: pen.ellipse((120, 120, 180, 180), fill=0)),
 }
 
 
@@ -52,7 +55,8 @@ def four(pen, width=22):
 
 def shapes():
     """Images of what is no digit, and of a digit."""
-    return {name: read_image(drawn(draw)) for name, draw in (THINGS | {"four": four}).items()}
+    things = THINGS | {"four": (None, four)}
+    return {name: read_image(drawn(draw)) for name, (_, draw) in things.items()}
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +64,9 @@ def reader(trained_run):
     return load_reader(trained_run)
 
 
-@pytest.mark.parametrize("words", THINGS)
-def test_what_is_no_digit(reader, words):
-    reading = reader.read(drawn(THINGS[words]))
+@pytest.mark.parametrize(("words", "draw"), THINGS.values(), ids=THINGS)
+def test_what_is_no_digit(reader, words, draw):
+    reading = reader.read(drawn(draw))
     assert reading.doubt == "no_digit"
     assert words in reading.why
 
@@ -126,7 +130,7 @@ def test_a_run_without_weights_and_weights_that_are_not_finite(trained_run, tmp_
 def test_each_picture_has_its_line(script, trained_run, tmp_path, monkeypatch):
     """Whatever its neighbours are; the exit code is 1 if one cannot be read or is blank."""
     drawn(four).save(tmp_path / "4\x1b[31m\n.png")
-    drawn(THINGS["wider"]).save(tmp_path / "dash.png")
+    drawn(THINGS["a dash"][1]).save(tmp_path / "dash.png")
     drawn(lambda *_: None).save(tmp_path / "blank.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     names = ["4\x1b[31m\n.png", "bad.png", "dash.png", "blank.png", "none.png"]

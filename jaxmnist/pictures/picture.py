@@ -20,7 +20,6 @@ MAX_MOVING = 2**24  # of an animation, whose decoders hold several whole picture
 MAX_SIDE = 2**16  # JPEG's; Pillow takes much memory for each row, however short
 # Pillow's reader of EPS would start another program; its other formats hold no pictures of people.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 WORK = 800  # pixels: a larger picture is shrunk by a whole number to about this, 1200 at most
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green, blue
 
@@ -66,8 +65,7 @@ def read_picture(source: Source) -> Float32[np.ndarray, "h w"]:
                 return _grey(image)
     except Image.DecompressionBombError as error:
         limits = f"{MAX_PIXELS:,} pixels ({MAX_MOVING:,} if it moves, {MAX_SIDE:,} a side)"
-        why = f"larger than {limits}, the limit; shrink it first"
-        raise DataError(f"{name}: {why}") from error
+        raise DataError(f"{name}: larger than {limits}, the limit; shrink it first") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_why_unknown(content)}") from error
     except Exception as error:  # on damaged files the decoders raise errors of a dozen kinds
@@ -87,7 +85,7 @@ def _bytes(array: np.ndarray) -> UInt8[np.ndarray, "h w *c"]:
 def _why_unknown(content: bytes) -> str:
     if not content:
         return "is empty"
-    if content[4:8] == b"ftyp" and content[8:12] in HEIC:
+    if content[4:8] == b"ftyp" and content[8:11] in (b"hei", b"hev", b"mif", b"msf"):
         return "is a HEIC picture; convert it to JPEG, or set the iPhone to Most Compatible"
     return f"is no picture in one of {', '.join(FORMATS)}"
 
@@ -121,11 +119,7 @@ def _shrunk(image: Image.Image, mode: str) -> Float32[np.ndarray, "h w *c"]:
 
 def _on_paper(pixels: Float32[np.ndarray, "h w 4"]) -> Float32[np.ndarray, "h w"]:
     grey, alpha = pixels[..., :3] @ np.array(GREY, np.float32), pixels[..., 3]
-    visible = grey[alpha > 0.5 * alpha.max()]
-    if not len(visible):
-        return np.zeros_like(grey)
-    if np.ptp(visible) < 0.25 or alpha.mean() < 0.5:  # ink that is drawn on nothing
-        paper = float(visible.mean() < 0.5)
-    else:  # paper with holes, as a window with round corners
-        paper = np.median(visible)
+    visible = grey[alpha >= 0.5 * alpha.max()]
+    drawn = np.ptp(visible) < 0.25 or alpha.mean() < 0.5  # on nothing, or paper with holes
+    paper = float(visible.mean() < 0.5) if drawn else np.median(visible)
     return grey * alpha + paper * (1 - alpha)

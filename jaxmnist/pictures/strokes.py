@@ -1,7 +1,7 @@
 """The strokes of a digit in a picture: dark on light or light on dark, a photo or a drawing."""
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32
 from PIL import Image
 from scipy import ndimage
 
@@ -9,14 +9,7 @@ SMALL = 64  # pixels a side; up to there a picture's grey levels are kept
 CONTRAST = 0.06  # of ink and paper, at least; below it a picture is blank
 NOISE = 4  # times the ink's lower quartile, which is noise, is at least its maximum
 EVEN = 0.3  # of the contrast, at most, does paper vary that is lit evenly
-WEAK = 0.3  # of the strongest ink; so much is ink where it is connected with
-STRONG = 0.5  # ... as much as this
 SHARP = (0.1, 0.7)  # in a large picture ink below the first is none, from the second on full
-LINE = 0.07  # of the picture's shorter side is a ruled line thick, at most
-SLOPES = np.linspace(-0.15, 0.15, 61)  # of ruled lines
-END = 0.03  # of the width are both ends of a ruled line, which it has to reach
-FLAT = 3.5  # times as wide as high is an underline that stands alone, at least
-STICKS_OUT = 0.12  # of its width does an underline that touches the digit on both sides
 BOX = 20  # pixels of a digit's longer side in an MNIST image
 FINE = 8  # pixels become one of MNIST's where strokes are thickened
 STROKE = 2.4  # of MNIST's pixels, the median width of its strokes
@@ -39,52 +32,45 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     ink = _contrast(picture, small) if np.ptp(picture) >= CONTRAST else np.zeros_like(picture)
     if not ink.any():
         return ink
-    strong = _digit(ink)
-    y, x = (slice(at.min(), at.max() + 1) for at in np.nonzero(strong))
-    if _is_panel(strong[y, x]):
-        edge = 2 + (y.stop - y.start) // 50  # which may be soft
+    digit = _digit(ink)
+    y, x = bounding_box(digit)
+    shape, share = digit[y, x].shape, digit[y, x].mean()
+    filled = ndimage.binary_fill_holes(digit[y, x]).mean()
+    if min(shape) > SMALL and filled > 0.95 and 0.7 < share < 0.997 * filled:
+        # A full rectangle and something on it: a sheet on a desk, or an image in a plot.
+        edge = 2 + shape[0] // 50  # which may be soft
         return find_strokes(picture[y, x][edge:-edge, edge:-edge])
-    # Soft edges belong to the digit, but not those of something else, as of a removed line.
-    other = (ink >= WEAK) & ~strong
-    pitch = (np.ptp(np.nonzero(strong), axis=1).max() + 1) / BOX  # pixels for one of MNIST's
-    away = ndimage.distance_transform_edt(~strong)
-    near = away <= max(1.0, pitch)
-    if other.any():
-        near &= away < ndimage.distance_transform_edt(~other)
-    ink = np.pad(np.where(near, ink, 0) / ink[near].max(), 1).astype(np.float32)
+    pitch = max(shape) / BOX  # pixels for one of MNIST's
+    margin = 2 + round(pitch)
+    y, x = slice(y.start, y.stop + 2 * margin), slice(x.start, x.stop + 2 * margin)
+    ink, digit = (np.pad(part, margin)[y, x] for part in (ink, digit))
+    near = ndimage.distance_transform_edt(~digit) <= max(1.0, pitch)  # soft edges
+    ink = np.where(near, ink / ink[near].max(), 0).astype(np.float32)
     if small and _stroke_width(ink) >= FINE_STROKE * pitch:
         return ink
-    y, x = (slice(max(0, at.min() - 2), at.max() + 3) for at in np.nonzero(ink))
-    part = Image.fromarray(np.pad(ink[y, x], 1 + round(pitch)))
-    size = [max(1, round(side * FINE / pitch)) for side in part.size]
-    ink = np.asarray(part.resize((size[0], size[1]), Image.Resampling.BICUBIC))
-    return _thickened(np.clip((ink - SHARP[0]) / (SHARP[1] - SHARP[0]), 0, 1))
+    height, width = (round(side * FINE / pitch) for side in ink.shape)
+    fine = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
+    return _thickened(np.clip((np.asarray(fine) - SHARP[0]) / (SHARP[1] - SHARP[0]), 0, 1))
 
 
-def _is_panel(part: Bool[np.ndarray, "h w"]) -> bool:
-    """Whether it is a sheet on a desk, or an image in a plot: a full rectangle, something on it."""
-    filled = ndimage.binary_fill_holes(part)
-    return bool(
-        min(part.shape) > SMALL
-        and filled.mean() > 0.95
-        and part.mean() > 0.7
-        and part.sum() < 0.997 * filled.sum()
-    )
+def bounding_box(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
+    """The smallest rectangle around what is in the mask."""
+    return ndimage.find_objects(mask.astype(np.int8))[0]
 
 
 def _contrast(picture: Float32[np.ndarray, "h w"], small: bool) -> Float32[np.ndarray, "h w"]:
     """The ink, of which the strongest is 1; 0 everywhere if nothing stands out."""
     smooth = picture if small else ndimage.uniform_filter(picture, 3)  # against noise
-    sign, high = _ink_side(smooth)
+    high = smooth >= (smooth.min() + smooth.max()) / 2
+    # Paper is most of the picture, or most of its border.
+    sign, strong = (-1, ~high) if high.mean() + _border(high).mean() > 1 else (1, high)
     if small:  # the digit may fill it, but hardly all of its border
-        paper, even = np.quantile(sign * _ring(smooth, 0), 0.25), True
+        paper, even = np.quantile(sign * _border(smooth), 0.25), True
     else:
-        low, paper, upper = np.quantile(sign * smooth[~high], (0.05, 0.5, 0.95))
-        even = upper - low < EVEN * (np.median(sign * smooth[high]) - paper)
-    if not even:
-        wide, reach = max(picture.shape) // 2, max(picture.shape) // 8
-        sign, _ = _ink_side(smooth - ndimage.uniform_filter(smooth, wide, mode="nearest"))
-        # Paper is darkest in all of a window a quarter as wide.
+        low, paper, upper = np.quantile(sign * smooth[~strong], (0.05, 0.5, 0.95))
+        even = upper - low < EVEN * (np.median(sign * smooth[strong]) - paper)
+    if not even:  # paper is darkest in all of a window a quarter as wide
+        reach = max(picture.shape) // 8
         paper = ndimage.grey_opening(sign * smooth, 2 * reach + 1, mode="nearest")
         paper = ndimage.uniform_filter(paper, 2 * (reach // 4) + 1, mode="nearest")
     ink = np.maximum(sign * picture - paper, 0)
@@ -95,115 +81,70 @@ def _contrast(picture: Float32[np.ndarray, "h w"], small: bool) -> Float32[np.nd
     return (ink / level if level >= max(CONTRAST, noise) else 0 * ink).astype(np.float32)
 
 
-def _ink_side(values: Float32[np.ndarray, "h w"]) -> tuple[int, Bool[np.ndarray, "h w"]]:
-    """1 if ink is what is high, -1 if it is what is low, and where it is, roughly."""
-    high = values >= (values.min() + values.max()) / 2
-    return (-1, ~high) if _surrounds(high) > _surrounds(~high) else (1, high)
-
-
-def _surrounds(mask: Bool[np.ndarray, "h w"]) -> float:
-    """How much paper is like this: much of the picture, of its border, its corners, in pieces."""
-    rings = np.mean([_ring(mask, depth).mean() for depth in (0, 0.02, 0.04, 0.06, 0.08)])
-    sizes = np.bincount(ndimage.label(mask, TOUCHING)[0].ravel())[1:]
-    corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
-    return float(mask.mean() + rings + corners + 0.2 * (sizes > 0.02 * mask.size).sum())
-
-
-def _ring(values: np.ndarray, depth: float) -> np.ndarray:
-    """The values on the rectangle that lies within the border by this share of the sides."""
-    y, x = (int(depth * side) for side in values.shape)
-    inner = values[y : values.shape[0] - y, x : values.shape[1] - x]
-    return np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]])
+def _border(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
 def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Where the digit is: parts that are no lines, no specks and, if there are any, no border."""
-    rest = _without_lines(ink >= WEAK)
-    parts, count = ndimage.label(rest if ink[rest].max() >= STRONG else ink >= WEAK, TOUCHING)
-    mass = np.bincount(parts.ravel(), ink.ravel(), count + 1)
-    mass[np.bincount(parts[ink >= STRONG], minlength=count + 1) == 0] = 0
-    mass[0] = 0  # the rest of the picture
-    inner = mass.copy()
-    inner[_ring(parts, 0)] = 0
-    if inner.max() > 0.1 * mass.max():
-        mass = inner
-    boxes = ndimage.find_objects(parts)
-    top, bottom, left, right = np.array([(y.start, y.stop, x.start, x.stop) for y, x in boxes]).T
-    height = bottom - top
-    outer = int((height * (right - left) * (mass[1:] > 0)).argmax())
-    within = (top > top[outer]) & (bottom < bottom[outer]) & (left > left[outer])
-    within &= (right < right[outer]) & (height > 0.4 * height[outer]) & (mass[1:] > 0)
-    if within.any():  # the widest part is a frame around the digit
-        mass[outer + 1] = 0
-    flat = right - left > FLAT * height
-    if mass[1:][~flat].any():
-        main = int(np.where(flat, 0, mass[1:]).argmax())
-        mass[1:][flat & (top > bottom[main] - 0.1 * height[main])] = 0
+    mask, thick = ink >= 0.3, 0.07 * min(ink.shape)
+    rest = mask & ~_lines(mask, thick) & ~_lines(mask.T, thick).T
+    mask = rest if rest.sum() > 0.1 * mask.sum() else mask
+    parts, count = ndimage.label(mask, TOUCHING)
+    mass = np.bincount(parts[mask], ink[mask], count + 1)
+    numbers = np.arange(count + 1)
+    mass[~np.isin(numbers, parts[ink >= 0.5 * ink[mask].max()])] = 0  # weak ink alone
+    inner = np.where(np.isin(numbers, _border(parts)), 0, mass)
+    mass = inner if inner.max() > 0.1 * mass.max() else mass
+    boxes = [(y.start, -y.stop, x.start, -x.stop) for y, x in ndimage.find_objects(parts)]
+    edges = np.array([(0, 0, 0, 0), *boxes]).T
+    height, width = -edges[0] - edges[1], -edges[2] - edges[3]
+    outer = int((height * width * (mass > 0)).argmax())
+    within = (edges > edges[:, outer, None]).all(axis=0) & (height > 0.4 * height[outer])
+    if mass[within].any():  # the widest part is a frame around the digit
+        mass[outer] = 0
+    flat = width > 3.5 * height
+    if mass[~flat].any():
+        main = int(np.where(flat, 0, mass).argmax())
+        mass[flat & (edges[0] > -edges[1, main] - 0.1 * height[main])] = 0  # an underline
     return _without_underline((mass > 0.1 * mass.max())[parts])
 
 
-def _without_lines(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The mask without thin straight lines that go from edge to edge, across or down.
+def _lines(mask: Bool[np.ndarray, "h w"], thick: float) -> Bool[np.ndarray, "h w"]:
+    """Straight lines across from edge to edge, `thick` at most.
 
     Where a stroke crosses a line or lies along it, it is thicker than the line there, and stays.
-    If hardly anything but lines were there, they are the digit, and the mask stays as it is.
     """
-    rest = mask & ~_lines(mask) & ~_lines(mask.T).T
-    return rest if rest.sum() > 0.1 * mask.sum() else mask
-
-
-def _lines(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The pixels of lines across."""
-    lines, runs, width = np.zeros_like(mask), _runs(mask), mask.shape[1]
+    lines, width = np.zeros_like(mask), mask.shape[1]
+    runs = ndimage.label(mask, [[0, 1, 0]] * 3)[0]  # down a column
     y, x = np.nonzero(mask)
-    thin = runs[y, x] <= max(1, round(LINE * min(mask.shape)))
-    for slope in SLOPES:
+    run = np.bincount(runs.ravel())[runs[y, x]]
+    thin = run <= max(1, thick)
+    for slope in np.linspace(-0.15, 0.15, 61):
         rows = np.rint(y - slope * (x - width / 2)).astype(int)
         rows -= rows.min()
-        left, right, clear, covered = (
-            np.bincount(rows, part, rows.max() + 1)
-            for part in (x < END * width, x >= (1 - END) * width, thin, x >= 0)
-        )
-        whole = (np.minimum(left, right) > 0.5 * END * width) & (clear > 0.3 * width)
-        for row in np.flatnonzero(whole & (covered > 0.9 * width)):
-            limit = 1.5 * np.median(runs[y, x][thin & (abs(rows - row) <= 1)]) + 1
-            gone = thin & (runs[y, x] <= limit) & (abs(rows - row) <= limit)
-            lines[y[gone], x[gone]] = True
+        covered, clear = np.bincount(rows), np.bincount(rows, thin)
+        for row in np.flatnonzero((covered > 0.95 * width) & (clear > 0.3 * width)):
+            limit = 1.5 * np.median(run[thin & (abs(rows - row) <= 1)]) + 1
+            line = (run <= limit) & (abs(rows - row) <= limit)
+            lines[y[line], x[line]] = True
     return lines
 
 
-def _runs(mask: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
-    """For each pixel of the mask the length of its run down the column."""
-    parts = ndimage.label(mask, [[0, 1, 0]] * 3)[0]
-    return np.bincount(parts.ravel())[parts]
-
-
 def _without_underline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """The mask without a straight line on which the digit stands, if the digit does not need it.
+    """The mask without a line that the digit stands on, if the digit does not need it.
 
     The foot of a 2 or of a 1 stays: an underline is longer than the digit is high and sticks out on
     both sides.
     """
-    y, x = (slice(at.min(), at.max() + 1) for at in np.nonzero(mask))
-    inner = mask[y, x]
-    height, width = inner.shape
-    if width < max(8, 0.8 * height):
+    y, x = bounding_box(mask)
+    rest, side = np.zeros_like(mask), (x.stop - x.start) // 8
+    rest[y, x] = mask[y, x] & ~_lines(mask[y, x], side)
+    if rest.sum() < 0.2 * mask.sum():
         return mask
-    low = height - 1 - inner[::-1].argmax(axis=0)  # the lowest pixel of each column
-    ends = np.r_[: max(2, int(STICKS_OUT * width)), -max(2, int(STICKS_OUT * width)) : 0]
-    slope, start = np.polyfit(np.arange(width)[ends], low[ends], 1)
-    line, runs = start + slope * np.arange(width), _runs(inner)[low[ends], np.arange(width)[ends]]
-    thick = np.median(runs)
-    straight = np.abs(low - line) <= max(1.5, thick)
-    rest = inner & (np.arange(height)[:, None] <= line - 1.5 * thick - 1)
-    tall = np.ptp(np.flatnonzero(rest.any(axis=1))) if rest.any() else 0
-    digit = rest.sum() > 0.2 * inner.sum() and tall <= width and not rest[:, ends].any()
-    thin = runs.max() <= 0.15 * width and abs(slope) <= SLOPES[-1] and straight.mean() >= 0.95
-    if not (digit and thin):
-        return mask
-    cut = np.zeros_like(mask)
-    cut[y, x] = rest
-    return cut
+    top, left = bounding_box(rest)
+    apart = left.start - x.start > side and x.stop - left.stop > side
+    return rest if apart and top.stop - top.start <= x.stop - x.start else mask
 
 
 def _stroke_width(ink: Float[np.ndarray, "h w"]) -> float:
