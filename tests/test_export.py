@@ -2,7 +2,6 @@
 
 import filecmp
 import re
-import subprocess
 import sys
 
 import jax
@@ -14,17 +13,6 @@ from jaxmnist.errors import DataError
 from jaxmnist.torch_compat import TorchGenerator, init_params
 from jaxmnist.weights import to_state_dict
 from tests.helpers import refused
-
-# Loads and calls a StableHLO program as somebody does who has JAX and NumPy, and nothing of ours.
-ELSEWHERE = """
-import pathlib, sys
-import numpy as np
-from jax import export
-
-program = export.deserialize(pathlib.Path("program").read_bytes())
-np.save("logits.npy", program.call(np.load("images.npy")))
-assert not {"jaxmnist", "flax", "optax", "jaxtyping"} & set(sys.modules)
-"""
 
 
 @pytest.fixture
@@ -54,17 +42,6 @@ def reference(params, images):
         x = x @ layer["weight"].T.astype(np.float64) + layer["bias"]
         x = x if k == len(layers) else np.maximum(x, 0)
     return x
-
-
-@pytest.mark.slow
-def test_stablehlo_elsewhere(toy, tmp_path):
-    pytest.importorskip("flatbuffers")
-    params = draw((784, 128, 64, 10))
-    (tmp_path / "program").write_bytes(export.to_stablehlo(params))
-    np.save(tmp_path / "images.npy", toy.images)
-    subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, check=True)
-    logits = np.load(tmp_path / "logits.npy")
-    np.testing.assert_allclose(logits, reference(params, toy.images), rtol=0, atol=1e-5)
 
 
 def test_stablehlo_of_any_depth_and_for_every_platform(params, toy):

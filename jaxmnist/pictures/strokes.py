@@ -44,8 +44,9 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     margin = 2 + round(pitch)
     y, x = slice(y.start, y.stop + 2 * margin), slice(x.start, x.stop + 2 * margin)
     ink, digit = (np.pad(part, margin)[y, x] for part in (ink, digit))
-    near = ndimage.distance_transform_edt(~digit) <= max(1.0, pitch)  # soft edges
-    ink = np.where(near, ink / ink[near].max(), 0).astype(np.float32)
+    # Soft edges belong to the digit, but not those of something else, as of a removed line.
+    own = (digit | (ink < 0.3)) & (ndimage.distance_transform_edt(~digit) <= max(1.0, pitch))
+    ink = np.where(own, ink / ink[digit].max(), 0).astype(np.float32)
     if small and _stroke_width(ink) >= FINE_STROKE * pitch:
         return ink
     height, width = (round(side * FINE / pitch) for side in ink.shape)

@@ -120,21 +120,6 @@ def underlined(image: Digit, rng: np.random.Generator) -> Picture:
     return picture
 
 
-def plotted(image: Digit, _: np.random.Generator) -> Picture:
-    """As matplotlib's imshow shows it, with axes, ticks and numbers."""
-    picture = Image.new("L", (360, 340), 255)
-    picture.paste(large(image), (50, 20))
-    pen = ImageDraw.Draw(picture)
-    pen.rectangle((49, 19, 330, 300), outline=0)
-    for tick in range(0, 28, 5):
-        at = 25 + 10 * tick
-        pen.line((at + 30, 300, at + 30, 304), 0)
-        pen.line((45, at, 49, at), 0)
-        pen.text((at + 26, 308), str(tick), 0)
-        pen.text((28, at - 5), str(tick), 0)
-    return picture
-
-
 def on_a_page(image: Digit, rng: np.random.Generator, dark: float) -> Picture:
     """Somewhere on a photographed A4 page, 5 to 30 mm high, by `dark` grey levels darker."""
     side = int(rng.integers(50, 280))
@@ -191,7 +176,6 @@ KINDS: dict[str, Kind] = {
     "PNG, in a box with a thick line": lambda image, _: boxed(image, 14),
     "PNG, in a box with a thin line": lambda image, _: boxed(image, 3),
     "PNG, underlined": underlined,
-    "PNG, in a plot with axes": plotted,
     "JPEG, pencil on a whole page": lambda image, rng: on_a_page(image, rng, 60),
     "JPEG, ball pen on a whole page": lambda image, rng: on_a_page(image, rng, 160),
     "JPEG, a sheet on a dark desk": lambda image, rng: on_a_desk(image, rng, 0),
