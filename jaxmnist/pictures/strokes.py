@@ -88,7 +88,7 @@ def _border(values: np.ndarray) -> np.ndarray:
 
 def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Where the digit is: parts that are no lines, no specks and, if there are any, no border."""
-    mask, thick = ink >= 0.3, 0.07 * min(ink.shape)
+    mask, thick = ink >= 0.3, round(0.07 * min(ink.shape))
     rest = mask & ~_lines(mask, thick) & ~_lines(mask.T, thick).T
     mask = rest if rest.sum() > 0.1 * mask.sum() else mask
     parts, count = ndimage.label(mask, TOUCHING)
