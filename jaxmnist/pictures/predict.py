@@ -102,8 +102,8 @@ def doubt(
     """Whether to doubt a reading, and why: plain rules on what the model is given and says.
 
     A model that knows ten digits calls everything one of them. "no_digit" is for what is probably
-    not a single one: two digits, a dash, a cross, a frame, a spot, most scribbles (not a tick or a
-    heart). "uncertain" means that the model is not sure which digit it is.
+    not a single one: two digits, a dash, a cross, a frame, a spot (not a tick, nor every scribble).
+    "uncertain" means that the model is not sure which digit it is.
 
     Args:
         image: as `read_image` gives it, not blank.
