@@ -107,9 +107,9 @@ def test_it_computes_as_python_does(visit, exported, toy):
     )
     np.testing.assert_allclose(chances, np.exp(expected), rtol=0, atol=1e-5)
     sure = [[0.01] * 9 + [top] for top in (0.96, 0.9, 0.7)]
-    cases = [[row, sure[k % 3]] for k, row in enumerate(rows)]
+    cases = [[row, chances] for row in rows for chances in sure]
     doubts = evaluate(page, "cases => cases.map(([row, c]) => jaxmnist.doubt(row, c))", cases)
-    python = [doubt(i, np.array(sure[k % 3])) for k, i in enumerate(images)]
+    python = [doubt(image, np.array(chances)) for image in images for chances in sure]
     assert [tuple(found or (None, None)) for found in doubts] == python
     assert len(set(python)) == 7  # five that are no digit, one that is uncertain, none
 

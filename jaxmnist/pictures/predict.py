@@ -116,8 +116,8 @@ def doubt(
     crossed = np.diff(ink, prepend=False, append=False).sum() / 2 / len(ink)  # strokes in a row
     symmetric = min(_alike(grey, grey[::-1]), _alike(grey, grey[:, ::-1])) > 0.6
     for reason, holds in (
-        ("it has more lines than one digit", crossed + 0.25 * ratio + 0.5 * (1 - sure) > 2.1),
         ("it is wider than a digit", ratio > 1.7),
+        ("it has more lines than one digit", crossed + 0.25 * ratio + 0.5 * (1 - sure) > 2.1),
         ("it is a frame", ratio > 0.5 and share + hollow > 0.93 and hollow > 0.35),
         ("it is a spot", ratio > 0.5 and share > 0.74),
         ("it is symmetric as a cross is", ratio > 0.5 and hollow < 0.01 and symmetric),
