@@ -17,7 +17,7 @@ pytest.importorskip("optuna")
 from jaxmnist import Dataset, JaxmnistError
 from jaxmnist.errors import UsageError
 from jaxmnist.runs import study as module
-from jaxmnist.runs.search import Search, plot, write_csv
+from jaxmnist.runs.search import Search, curves_of, plot, write_csv
 from jaxmnist.runs.study import Worker, open_study
 
 
@@ -159,6 +159,12 @@ def test_numbers_share_a_program_and_a_diverged_seed_fails_a_setting(start):
     assert worker.study.best_value == mean
     assert all(map(math.isnan, results[-1].score("test_accuracy")))
     assert results[-1].members[0]["test_accuracy"] == [None, None]
+
+
+def test_a_parameter_that_is_not_finite_is_a_divergence():
+    tested = {"loss": np.ones((1, 2)), "accuracy": np.ones((1, 2))}
+    results = {"loss": np.ones((1, 2, 3)), "test_test": tested, "finite": np.array([False])}
+    assert set(map(tuple, curves_of(results, 0).values())) == {(1.0, None)}
 
 
 @pytest.mark.parametrize("place", ["study.log", "sqlite:///study.db#mine"])
