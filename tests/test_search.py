@@ -127,7 +127,7 @@ def test_random_settings_are_the_same_for_every_worker():
         (["learning_rate=1", "learning-rate=2"], {}, "each option once"),
         (["learning_rate=0.1,1e-1"], {}, "a value is given twice"),
         (["learning_rate=0:1"], {}, "could not convert"),
-        (["learning_rat=1"], {}, "learning_rat is none of what can be searched: learning_rate,"),
+        (["learning_rat=1"], {}, "learning_rat cannot be searched; these can: learning_rate,"),
         (["optimizer=adam", "momentum=0.5"], {}, "no setting is possible: momentum is SGD's"),
         (["batch_size=" + ",".join(map(str, range(100_001)))], {}, "1 to 100,000 settings"),
         (["learning_rate=2:1"], {"sample": 3}, "LOW:HIGH"),

@@ -89,7 +89,7 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
         ("", ["--grid", "--sample"]),
         ("--grid learning_rate=", ["--learning-rate", "empty"]),
         ("--grid learning_rate=-0.1", ["--learning-rate", "-0.1"]),
-        ("--grid validation=1,2", ["validation is none of what can be searched"]),
+        ("--grid validation=1,2", ["validation cannot be searched"]),
         ("--recipe accurate --grid momentum=0.5", ["--momentum", "adamw"]),
         ("--dataset synthetic --grid batch_size=10,1001", ["--batch-size 1001", "1,000"]),
         ("--dataset synthetic --grid epochs=1 --validation 1000", ["--validation 1000"]),

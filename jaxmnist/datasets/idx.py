@@ -83,7 +83,7 @@ def parse_idx(
 ) -> UInt8[np.ndarray, "*shape"]:
     """The uint8 array in an open IDX file, see `read_idx`; errors speak of it as `name`.
 
-    Hardly more than the array is read, whatever the file holds, claims or decompresses to.
+    Reads at most about the array's size, whatever the file claims or decompresses to.
     """
     header = struct.pack(f">{1 + len(shape)}I", 0x800 | len(shape), *shape)  # 8 is uint8
     size = len(header) + math.prod(shape)

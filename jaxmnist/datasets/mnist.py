@@ -116,7 +116,7 @@ def load_data(
 
 
 def _from_named(directory: Path, say: Say) -> Data:
-    """What is in this directory and nowhere else, so that whatever is wrong there is an error."""
+    """Read MNIST from this directory only; any problem there is an error."""
     try:
         return _from_directory(directory, say)
     except OSError as error:
@@ -165,7 +165,7 @@ def _read_keras(path: Path) -> Arrays:
 def _through_cache(
     source: str, files: Iterable[Path], read: Callable[[], Arrays], say: Say
 ) -> Data:
-    """What `read` makes of these files, or the cache's copy if it was made from just these."""
+    """The cached arrays if these files made them, otherwise those of `read`."""
     stamps = ((path.resolve(), path.stat()) for path in sorted(files))
     origin = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stamps)
     cached = cache.load("mnist", FILES, origin)

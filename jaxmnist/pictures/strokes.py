@@ -6,27 +6,27 @@ from PIL import Image
 from scipy import ndimage
 
 SMALL = 64  # pixels a side; up to there a picture's grey levels are kept
-CONTRAST = 0.06  # of ink and paper, at least; below it a picture is blank
-NOISE = 4  # times the ink's lower quartile, which is noise, is at least its maximum
-EVEN = 0.3  # of the contrast, at most, does paper vary that is lit evenly
-SHARP = (0.1, 0.7)  # in a large picture ink below the first is none, from the second on full
+CONTRAST = 0.06  # least contrast of ink and paper; a picture with less is blank
+NOISE = 4  # the strongest ink must exceed so many times the noise, the ink's lower quartile
+EVEN = 0.3  # evenly lit paper varies by at most this share of the contrast
+SHARP = (0.1, 0.7)  # in a large picture ink up to the first becomes 0, from the second on 1
 BOX = 20  # pixels of a digit's longer side in an MNIST image
 FINE = 8  # pixels become one of MNIST's where strokes are thickened
-STROKE = 2.4  # of MNIST's pixels, the median width of its strokes
-FINE_STROKE = 1.6  # of MNIST's pixels; thinner strokes are thickened
+STROKE = 2.4  # MNIST's median width of strokes, in its pixels
+FINE_STROKE = 1.6  # in MNIST's pixels; thinner strokes are thickened
 TOUCHING = np.ones((3, 3))  # pixels that touch at a corner are connected
 
 
 def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2 w2"]:
-    """How much ink is where in a picture of one digit, from 0 to 1; all 0 in a blank one.
+    """The ink at each pixel of a picture of one digit, from 0 to 1; all 0 if it is blank.
 
-    What comes back is the digit and a margin, smaller or larger than the picture.
+    Returns the digit with a margin, so the size may differ from the picture's.
 
-    The ink is what differs from its surroundings. Weak ink counts where it is connected with strong
-    ink. Left out, where there is something else, are ruled lines, underlines, frames, specks, and
-    what reaches in from the border. Strokes thinner than MNIST's usual ones are thickened. Ink in a
+    Ink differs from its surroundings. Weak ink counts if it touches strong ink. If the picture
+    holds something else besides, ruled lines, underlines, frames, specks and things that reach in
+    from the border are removed. Strokes thinner than MNIST's usual ones are thickened. Ink in a
     small picture, up to SMALL pixels a side, keeps its grey levels; in a larger one it is black or
-    white but for the edges, as MNIST's digits were before they were shrunk.
+    white except at the edges, as MNIST's digits were before they were shrunk.
     """
     small = max(picture.shape) <= SMALL
     ink = _contrast(picture, small) if np.ptp(picture) >= CONTRAST else np.zeros_like(picture)
@@ -44,7 +44,7 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     margin = 2 + round(pitch)
     y, x = slice(y.start, y.stop + 2 * margin), slice(x.start, x.stop + 2 * margin)
     ink, digit = (np.pad(part, margin)[y, x] for part in (ink, digit))
-    # Soft edges belong to the digit, but not those of something else, as of a removed line.
+    # Keep the soft edges of the digit, drop those of removed lines.
     own = (digit | (ink < 0.3)) & (ndimage.distance_transform_edt(~digit) <= max(1.0, pitch))
     ink = np.where(own, ink / ink[digit].max(), 0).astype(np.float32)
     if small and _stroke_width(ink) >= FINE_STROKE * pitch:

@@ -36,7 +36,7 @@ _FLAGS = (
 )
 # Another version of one of these may round otherwise; a run continues, with a warning.
 _PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "numpy")
-# What a file raises that is not the JSON that is expected.
+# Errors raised by malformed JSON.
 _WRONG = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
@@ -76,7 +76,7 @@ def make_config(options: Any, **more: Any) -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The entries of `here` that are others `there`, in words; "" where there are none."""
+    """Describe the entries of `here` that differ from `there`; "" if none do."""
     names = [name for name in here if there.get(name) != here[name]]
     return ", ".join(f"{name} {there.get(name)} there, {here[name]} here" for name in names)
 
@@ -110,7 +110,7 @@ def open_run(
 
 
 def _lock(file: IO[str], directory: Path, warn: Callable[[str], None]) -> None:
-    """Lock the directory's file until it is closed, at the latest by the process's end."""
+    """Lock the directory until the file is closed or the process ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -179,7 +179,7 @@ class RunDirectory:
 
     def _write_others(self, state: Any, since: int) -> None:
         """Write the files that follow from the state and the rows; since this epoch, from 0."""
-        # First the weights: who finds the row of the last epoch finds its weights.
+        # Write the weights first: a reader of the last row then finds its weights.
         save_weights(self.path / "weights.safetensors", state.params)
         losses = np.concatenate(self._losses[since:])
         first = since * len(self._losses[0]) + 1
@@ -203,7 +203,7 @@ class Run(NamedTuple):
 
 
 def read_run(path: Path) -> Run:
-    """The run in this directory, also one that was stopped or is under way.
+    """Read the run in a directory; it may be unfinished.
 
     Raises:
         UsageError: the directory holds no run.

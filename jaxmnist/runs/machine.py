@@ -39,7 +39,7 @@ def use_cpu_cores() -> None:
 
 
 def free_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that each of the devices has left, the smallest of them; None if unknown.
+    """Free bytes on the fullest of the devices; None if unknown.
 
     CPU devices share what Linux calls available, or what a container's limit leaves.
     """

@@ -52,7 +52,7 @@ def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Devi
 
 
 def find_mesh(device: jax.Device, count: int | Literal["all"], batch_size: int) -> Mesh | None:
-    """The mesh of so many devices of this device's kind, or of all; None for a single one."""
+    """A mesh of `count` devices of this device's kind, or of "all"; None for a single one."""
     if count == 1:
         return None
     mesh = parallel.make_mesh(None if count == "all" else count, device.platform)
@@ -136,7 +136,7 @@ def compile_cache() -> Iterator[None]:
     place = cache_dir() / f"programs-{hashlib.sha256(cpu.encode()).hexdigest()[:16]}"
     entries = list(place.glob("*-cache"))
     for entry in entries:
-        with contextlib.suppress(OSError):  # another process is at it, or it stays as it is
+        with contextlib.suppress(OSError):  # another process may be writing it; leave it then
             known = Path(f"{entry}.sha256")
             whole = known.exists() and known.read_bytes() == _digest(entry)
             if not whole or len(entries) > _MOST:

@@ -88,7 +88,7 @@ class Search:
         return create_trial(params=setting, distributions=self.space, **about)
 
     def draw(self, sampler: Any, count: int, trials: Sequence[FrozenTrial] = ()) -> list[Setting]:
-        """Up to `count` settings of a sampler, which learns from the trials, and none of these."""
+        """Up to `count` new settings of a sampler that has seen the trials."""
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for trial in trials:
             diverged = trial.state == TrialState.FAIL  # counts as the worst, so that it is avoided
@@ -97,7 +97,7 @@ class Search:
         return self._possible(drawn, count, {key(trial.params) for trial in trials})
 
     def _possible(self, settings: Iterable[Setting], count: int, known: Any = ()) -> list[Setting]:
-        """The first `count` that are possible, different and not known."""
+        """The first `count` distinct settings that are valid and not in `known`."""
         found: dict[Key, Setting] = {}
         for setting in settings:
             try:
@@ -123,7 +123,7 @@ class Search:
         In a grid other values can join later: any number, any text of an option that lists them.
         """
         if name not in self.fields:
-            raise UsageError(f"{name} is none of what can be searched: {', '.join(self.fields)}")
+            raise UsageError(f"{name} cannot be searched; these can: {', '.join(self.fields)}")
         kind: Any = self.fields[name].type
         make: Any = IntDistribution if kind is int else FloatDistribution
         if sampled and ":" in text:
@@ -199,19 +199,22 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
 
 
 def plot(directory: Path, results: Sequence[Result], space: dict[str, Any], ranked_by: str) -> None:
-    """Draw Optuna's plots of the settings: history, slices and, of ten at least, importances."""
+    """Draw Optuna's plots: history, slices and, from ten settings on, importances."""
     from matplotlib import pyplot, rc_context
     from optuna.visualization import matplotlib as optuna_plots
 
     pyplot.switch_backend("agg")
-    study = optuna.create_study(direction="maximize")
+    study, space = optuna.create_study(direction="maximize"), dict(space)
+    for name, of_name in space.items():  # a wide range of numbers gets a logarithmic axis
+        if isinstance(of_name, FloatDistribution) and 0 < 10 * of_name.low <= of_name.high:
+            space[name] = FloatDistribution(of_name.low, of_name.high, log=True)
     good = [result for result in results if not result.diverged]
     for result in good:
         value = result.score(ranked_by)[0]
         study.add_trial(create_trial(value=value, params=result.setting, distributions=space))
     names = ["optimization_history", "slice"]
     names += ["param_importances"] if len(good) >= 10 and len(space) > 1 else []
-    # Optuna sets the style of the whole process, and warns of what it does itself.
+    # Optuna changes matplotlib's style globally and triggers its own warnings: undo both.
     with rc_context(), warnings.catch_warnings(action="ignore"):
         for name in names:
             make: Any = getattr(optuna_plots, f"plot_{name}")

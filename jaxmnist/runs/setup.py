@@ -46,7 +46,7 @@ def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Dataset, 
 
 
 def count_steps(n: int, batch_size: int, epochs: int) -> int:
-    """The steps of an epoch; a UsageError where they cannot be counted or no batch is full."""
+    """The steps of an epoch; a UsageError for too many to count, or fewer images than a batch."""
     if batch_size > n:
         raise UsageError(f"--batch-size {batch_size} is above the {n:,} training images")
     steps = -(-n // batch_size)
@@ -84,7 +84,7 @@ class Start(NamedTuple):
     make_state: Callable[[], TrainState]  # computes it
     # compiles `order(epoch)`, the indices of the epoch's examples; epochs count from 0
     make_order: Callable[[], Callable[[int], Int32[AnyArray, " n"]]]
-    init: str | None  # of the sha256 of the parameters in the file that was named
+    init: str | None  # sha256 of the initial parameters, if a file was named
 
 
 def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
@@ -110,7 +110,7 @@ def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
         digest = hashlib.sha256(content).hexdigest()[:16]
 
     def make_state() -> TrainState:
-        # XLA's full optimisation of what runs for 1 ms takes it 0.6 s longer, for equal bits.
+        # This runs for 1 ms: XLA's full optimisation costs 0.6 s and gives equal bits.
         few = {"xla_backend_optimization_level": "2"}
         state = traced.lower().compile(compiler_options=few)(seed)
         return state if params is None else state._replace(params=params, opt_state=tx.init(params))
@@ -157,7 +157,7 @@ def describe(model: MLP, shapes: TrainState, device: jax.Device) -> str:
 
 
 def make_run(options: Mapping[str, Any]) -> Run:
-    """What is done for one model: `run(member, data) -> scores`, as scripts/train.py does it.
+    """Train one model as scripts/train.py does: `run(member, data) -> scores`.
 
     Args:
         options: those of a training. A member has a "seed", and numbers that take their place.

@@ -66,7 +66,7 @@ def open_study(where: str | None) -> optuna.Study:
 
 
 def _open_journal(path: Path) -> optuna.storages.JournalStorage:
-    """A journal without a torn last line, which no reader would survive once more is written.
+    """Open a journal, after cutting a torn last line off: with another after it, none can be read.
 
     The path must be absolute: with another one that has a directory, Optuna's lock waits for ever.
     """
@@ -119,7 +119,7 @@ class Worker:
         self.digest = zlib.crc32(repr(here).encode())
 
     def work(self) -> Iterator[int]:
-        """Train what is missing until all is there; how many models are, after each chunk."""
+        """Train the missing models; yields the number of trained ones after each chunk."""
         while True:
             found = self._scan()
             running = [r for r in found.values() if r.claim and not r.claim.state.is_finished()]
@@ -134,19 +134,19 @@ class Worker:
                 return
 
     def done(self) -> int:
-        """How many models are trained."""
+        """The number of trained models."""
         return sum(len(result.members) for result in self.results())
 
     def results(self) -> list[Result]:
-        """The settings of which a model is trained, in their order."""
+        """The settings with at least one trained model, in order."""
         found = self._scan()
         keys = map(key, self.search.settings) if self.search.settings else found
         return [found[k] for k in keys if k in found and found[k].members]
 
     def _scan(self) -> dict[Key, Result]:
-        """The models of each setting, of any trial; and its claim, the first trial for our seeds.
+        """Each setting's trained models, of all trials, and its claim: the first for our seeds.
 
-        Other trials for as many that run end here.
+        Ends other running trials for as many seeds.
         """
         found, seeds = dict[Key, Result](), self.search.seeds
         for trial in self.study.get_trials(deepcopy=False):
@@ -169,7 +169,7 @@ class Worker:
             self.study.tell(trial.number, value, state, skip_if_finished=True)
 
     def _unclaimed(self, found: Mapping[Key, Result]) -> list[Setting]:
-        """The settings that nobody has claimed; TPE may propose some."""
+        """The settings that nobody has claimed; TPE may propose more."""
         search, claims = self.search, {k: r.claim for k, r in found.items() if r.claim}
         known = search.settings or [result.setting for result in found.values()]
         new = [setting for setting in known if key(setting) not in claims]
@@ -212,7 +212,7 @@ class Worker:
             self._tell(result.claim, value)
 
     def _shape(self, setting: Setting) -> list[Any]:
-        """What settings share that share a program: all but numbers, which are its arguments.
+        """The key of a compiled program: every option except numbers, which are its arguments.
 
         A number that is 0 may leave a part of the program out, momentum for instance, so it is no
         argument; that keeps a model to the bit what it is when trained alone.
@@ -220,7 +220,7 @@ class Worker:
         return [bool(v) if isinstance(v := setting[n], float) else v for n in self.search.space]
 
     def _arguments(self, models: Sequence[tuple[Setting, int]]) -> dict[str, np.ndarray]:
-        """What the models of a program differ in: [models] seeds, and [models] of each number."""
+        """The arguments of a program: seeds [models], and each number [models]."""
         names = [n for n, value in models[0][0].items() if isinstance(value, float) and value]
         members = {n: np.array([setting[n] for setting, _ in models], np.float32) for n in names}
         return members | {"seed": np.array([seed for _, seed in models], np.uint32)}
