@@ -6,17 +6,15 @@ known; in a compiled program they are not, and give NaN instead.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Float
 
-from jaxmnist.errors import JaxmnistError, NonFiniteLossError
-from jaxmnist.types import AnyArray, Optimizer, Params
+from jaxmnist.errors import NonFiniteLossError
+from jaxmnist.types import AnyArray, Metrics, Optimizer, Params
 
 UNSCALED = 32.0  # the notebook's transforms give no number as large as this; grey levels are
 
@@ -37,32 +35,6 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise unless a number of things is an integer and large enough."""
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-
-
-@custom_vmap
-def _alone(key_data: Any) -> Any:
-    return key_data
-
-
-@_alone.def_vmap
-def _refuse(size: int, batched: Any, key_data: Any) -> Any:
-    raise JaxmnistError(
-        "under vmap the generators rbg and unsafe_rbg give a member other numbers than it gets "
-        "alone: unset JAX_DEFAULT_PRNG_IMPL, or use jax.random.key(seed, impl='threefry2x32')"
-    )
-
-
-def check_key(key: PRNGKeyArray) -> PRNGKeyArray:
-    """The key, unless it is one of several under vmap and of a generator that mixes them up.
-
-    JAX's documentation of `jax.random` says so of rbg and unsafe_rbg.
-    """
-    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    wrapped = key if typed else jax.random.wrap_key_data(key)
-    if "rbg" not in (impl := str(jax.random.key_impl(wrapped))):
-        return key
-    data = _alone(jax.random.key_data(wrapped))
-    return jax.random.wrap_key_data(data, impl=impl) if typed else data
 
 
 def check_pixels(images: Float[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
@@ -92,8 +64,8 @@ def check_logits(logits: Any, labels: AnyArray) -> tuple[Any, AnyArray]:
     if not isinstance(labels, jax.core.Tracer):
         values = np.asarray(labels)  # on the host: within a trace labels[row] would be a tracer
         for row in np.flatnonzero((values < 0) | (values >= shape[1]))[:1]:
-            known = f"0..{shape[1] - 1}"
-            raise ValueError(f"label {values[row]} in row {row} is outside the classes {known}")
+            found = f"label {values[row]} in row {row}"
+            raise ValueError(f"{found} is outside the classes 0..{shape[1] - 1}")
     if jnp.finfo(logits.dtype).bits < 32:  # a loss in bfloat16 has two digits
         logits = logits.astype(jnp.float32)
     return logits, labels if jnp.iinfo(labels.dtype).max >= shape[1] else labels.astype(jnp.int32)
@@ -111,15 +83,16 @@ def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
     states = opt_state, jax.eval_shape(tx.init, params)
     got, expected = ([jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in states)
     if got != expected:
-        found = "state.opt_state belongs to another optimizer or to other parameters"
-        raise ValueError(f"{found}: let it be tx.init(state.params)")
+        raise ValueError("state.opt_state is another optimizer's or model's, not tx.init(params)")
 
 
-def check_names(metrics: Mapping[str, Any], reserved: Collection[str]) -> None:
-    """Raise where a metric has the name of another one, or one that evaluation may give."""
-    for name in metrics:
-        if name in reserved or name.startswith("test_"):
+def merge_metrics(*parts: Metrics) -> Metrics:
+    """All of them, unless one has the name of another one, or a name that evaluation may give."""
+    names = [name for part in parts for name in part]
+    for name in names:
+        if names.count(name) > 1 or name.startswith("test_"):
             raise ValueError(f"a metric cannot be called {name!r}, the name of another")
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None:

@@ -2,15 +2,15 @@
 
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32, Integer, PRNGKeyArray, Shaped
+from jaxtyping import Array, Int, Int32, PRNGKeyArray, Shaped
 
-from jaxmnist.checks import check_count, check_key, describe
-from jaxmnist.types import AnyArray, Examples
+from jaxmnist.checks import check_count, describe
+from jaxmnist.types import AnyArray, Examples, Order
 
 _ORDER = zlib.crc32(b"order")
 T = TypeVar("T", bound=Examples)
@@ -28,19 +28,14 @@ class Dataset(NamedTuple):
     labels: Int[AnyArray, " n"]
 
 
-def first_axes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The size of each array's first axis by its name, or () where it has none."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
-
-
 def num_examples(examples: Examples) -> int:
-    """The size of the first axis, which all arrays of a dataset or a batch share."""
-    sizes = first_axes(examples)
+    """The size of the first axis, which all arrays of a dataset, a batch or a population share."""
+    leaves = jax.tree_util.tree_leaves_with_path(examples)
+    sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
     if len(set(sizes.values())) != 1 or () in sizes.values() or (0,) in sizes.values():
         found = ", ".join(f"{name} has {size[0] if size else 'no'}" for name, size in sizes.items())
-        raise ValueError(f"a dataset's arrays need the same number of examples; {found or 'none'}")
-    return next(iter(sizes.values()))[0]
+        raise ValueError(f"arrays need the same number of examples, not 0; {found or 'no array'}")
+    return jnp.shape(leaves[0][1])[0]
 
 
 def check_order(order: AnyArray, n: int) -> None:
@@ -53,6 +48,16 @@ def check_order(order: AnyArray, n: int) -> None:
             raise ValueError(f"order reaches from {low} to {high}, outside 0..{n - 1}")
 
 
+def as_threefry(key: PRNGKeyArray) -> PRNGKeyArray:
+    """The key, for JAX's default generator where it is one of rbg or unsafe_rbg.
+
+    Under vmap these two give a member other numbers than alone, as `jax.random` documents.
+    """
+    if "rbg" not in str(jax.random.key_impl(key)):
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl="threefry2x32")
+
+
 def epoch_order(key: PRNGKeyArray, epoch: int | Int32[Array, ""], n: int) -> Int32[Array, " {n}"]:
     """The shuffled order of an epoch, from the run's key and the epoch's number alone.
 
@@ -62,7 +67,7 @@ def epoch_order(key: PRNGKeyArray, epoch: int | Int32[Array, ""], n: int) -> Int
     >>> sorted(epoch_order(jax.random.key(0), 0, 4).tolist())
     [0, 1, 2, 3]
     """
-    epoch_key = jax.random.fold_in(jax.random.fold_in(check_key(key), _ORDER), epoch)
+    epoch_key = jax.random.fold_in(jax.random.fold_in(as_threefry(key), _ORDER), epoch)
     # Like jax.random.permutation, but sorts once: of 60,000 32-bit numbers 0.4 pairs are equal on
     # average.
     return jnp.argsort(jax.random.bits(epoch_key, (n,), jnp.uint32)).astype(jnp.int32)
@@ -74,7 +79,7 @@ def batches(
     *,
     seed: int = 0,
     epoch: int = 0,
-    order: Integer[AnyArray, " steps"] | None = None,
+    order: Order | None = None,
 ) -> Iterator[T]:
     """One epoch as a plain iterator of host batches, for a loop of your own.
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxmnist.checks import check_count
-from jaxmnist.data import first_axes, num_examples
+from jaxmnist.data import num_examples
 from jaxmnist.losses import cross_entropy
 from jaxmnist.objective import classifier_losses
 from jaxmnist.parallel import with_auto_sharding
@@ -32,12 +30,11 @@ def classifier_metrics(
     the label's, else 0. A label outside the classes is a ValueError; in a compiled program it makes
     both NaN.
     """
-    losses_fn = partial(classifier_losses, apply_fn, loss_fn, transform)
 
     def metrics_fn(params: Params, batch: Examples) -> Metrics:
         if isinstance(params, TrainState):
             raise TypeError("evaluate takes parameters here: state.params, not the state")
-        losses, logits, labels = losses_fn(params, batch)
+        losses, logits, labels = classifier_losses(apply_fn, loss_fn, transform, params, batch)
         correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
         valid = (labels >= 0) & (labels < logits.shape[-1])
         metrics = {"loss": losses, "accuracy": correct.astype(jnp.float32)}
@@ -77,30 +74,25 @@ def evaluate(
     """
     check_count("batch_size", batch_size)
     n = num_examples(dataset)
+    batch_size = min(batch_size, n)
     whole = n - n % batch_size
 
     def outputs_fn(params: Params, batch: Examples) -> Any:
-        outputs, size = fn(params, batch), num_examples(batch)
-        for name, first in first_axes(outputs).items():
-            if first != (size,):
-                found = f"output{name} has {first[0] if first else 'no'} rows"
-                raise ValueError(f"{found} for a batch of {size} examples: one for each is needed")
+        outputs = fn(params, batch)
+        num_examples({"batch": batch, "outputs": outputs})  # a row for each example
         return outputs
 
     def in_batches(params: Params, dataset: Examples) -> Any:
-        parts = []
-        if whole:
-            batches = jax.tree.map(
-                lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), dataset
-            )
-            outputs = jax.lax.map(lambda batch: outputs_fn(params, batch), batches)
-            parts.append(jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs))
+        full = jax.tree.map(lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), dataset)
+        outputs = jax.lax.map(lambda batch: outputs_fn(params, batch), full)
+        outputs = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs)
+        # A batch of a second size tells examples from classes: the last, or two in one, not run.
         if whole < n:
-            parts.append(outputs_fn(params, jax.tree.map(lambda x: x[whole:], dataset)))
-        if len(parts) == 1:  # a batch of another size: rows of one size might be the classes
-            twice = np.arange(2 * min(batch_size, n)) % n
-            jax.eval_shape(lambda: outputs_fn(params, jax.tree.map(lambda x: x[twice], dataset)))
-        outputs = jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if parts[1:] else parts[0]
+            last = outputs_fn(params, jax.tree.map(lambda x: x[whole:], dataset))
+            outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+        else:
+            twice = jax.tree.map(lambda x: jnp.concatenate([x[:batch_size]] * 2), dataset)
+            jax.eval_shape(lambda: outputs_fn(params, twice))
         if summarize:
             return summarize(outputs, dataset)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), outputs)

@@ -1,5 +1,6 @@
 """The notebook's model: Linear, ReLU, Linear, ReLU, Linear and, if asked for, LogSoftmax."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxmnist.checks import describe
 from jaxmnist.transforms import flatten
 from jaxmnist.types import AnyArray
 
@@ -61,12 +63,15 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, images: Float[AnyArray, "n *shape"]) -> Float[Array, "n classes"]:
         """The logits of each image; images of any shape are flattened first."""
+        made: Any = self.get_variable("params", "linear_0")
+        if made and made["weight"].shape[1] != math.prod(getattr(images, "shape", ())[1:]):
+            needed = f"images of {made['weight'].shape[1]} numbers"
+            raise ValueError(f"the model takes {needed}, not {describe(images)}")
         x = flatten(images)
         for k, width in enumerate((*self.hidden, self.classes)):
             layer = self.param(f"linear_{k}", init_linear, x.shape[-1], width)
-            with jax.named_scope(f"linear_{k}"):
-                x = nn.relu(x) if k else x
-                x, weight, bias = promote_dtype(x, layer["weight"], layer["bias"], dtype=self.dtype)
-                x = x @ weight.T + bias[None]
+            x = nn.relu(x) if k else x
+            x, weight, bias = promote_dtype(x, layer["weight"], layer["bias"], dtype=self.dtype)
+            x = x @ weight.T + bias[None]
         logits = jnp.asarray(x, None if self.dtype is None else jnp.float32)
         return jax.nn.log_softmax(logits) if self.log_probs else logits

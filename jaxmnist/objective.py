@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,17 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmnist.checks import check_logits, describe
-from jaxmnist.data import first_axes
 from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import ApplyFn, Examples, LossFn, Metrics, Params, Transform
 
 Augment: TypeAlias = Callable[[Any, Any], Any]  # (key, images) -> images
-Objective: TypeAlias = Callable[..., Any]  # (params, batch), with those of KEYWORDS that it names
+Objective: TypeAlias = Callable[..., Any]  # (params, batch), and the keywords that it asks for
 # (params, batch, key, model_state, where) -> (loss, (metrics, next model state))
 ScalarObjective: TypeAlias = Callable[..., tuple[Array, tuple[Metrics, Any]]]
-KEYWORDS = ("key", "model_state", "where")
-_NAMED = ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY")
 
 
 def classifier_objective(
@@ -45,17 +42,18 @@ def classifier_objective(
         augment: `augment(key, images) -> images`, what happens to them before that, at random.
             Then the objective asks for a key.
     """
-    changed: Any = augment
 
     def objective(params: Params, batch: Examples, *, where: Any = None) -> Any:
         return classifier_losses(apply_fn, loss_fn, transform, params, batch)[0]
 
+    if augment is None:
+        return objective
+
     def augmented(params: Params, batch: Examples, *, key: Any, where: Any = None) -> Any:
-        with jax.named_scope("augment"):
-            batch = batch._replace(images=changed(key, batch.images))
+        batch = batch._replace(images=augment(key, batch.images))
         return objective(params, batch)
 
-    return augmented if augment else objective
+    return augmented
 
 
 def classifier_losses(
@@ -65,16 +63,14 @@ def classifier_losses(
     labels: Any = getattr(batch, "labels", np.zeros(()))
     integers = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
     if not (integers and hasattr(batch, "images") and accepts(apply_fn)):
-        found = f"{describe(apply_fn)} and {jax.tree.map(describe, batch)}"
-        needs = (
-            "apply_fn(params, images), as model.apply, and a batch as a Dataset, of .images and "
+        raise TypeError(
+            "a classifier needs apply_fn(params, images), as model.apply, and a batch as a Dataset,"
+            " of .images and .labels [n], integers; "
+            f"here {describe(apply_fn)} and {jax.tree.map(describe, batch)}"
         )
-        raise TypeError(f"a classifier needs {needs}.labels [n], integers; here {found}")
-    with jax.named_scope("transform"):
-        images = transform(batch.images)
+    images = transform(batch.images)
     logits, labels = check_logits(apply_fn(params, images), labels)
-    with jax.named_scope("loss"):
-        losses = loss_fn(logits, labels)
+    losses = loss_fn(logits, labels)
     if jnp.shape(losses) != labels.shape:
         raise ValueError(f"loss_fn gives {describe(losses)} and not one number for each label")
     return losses, logits, labels
@@ -90,28 +86,34 @@ def accepts(fn: Any, *keywords: str) -> bool:
 
 
 def asks_for(fn: Any) -> dict[str, bool]:
-    """Those of KEYWORDS that a function is to be given, and whether it cannot do without.
+    """Which of `key`, `model_state`, `where` a function is given, and whether it must be.
 
     They are those that its signature names without a default or with None; what a partial has
     bound is left alone.
     """
-    free, layer = set(KEYWORDS), fn
-    while layer is not None:
-        free -= set(layer.keywords) if isinstance(layer, partial) else set()
-        layer = layer.func if isinstance(layer, partial) else getattr(layer, "__wrapped__", None)
+    bound = [layer.keywords for layer in layers(fn) if isinstance(layer, partial)]
+    free = {"key", "model_state", "where"}.difference(*bound)
     return {
         p.name: p.default is p.empty
         for p in inspect.signature(fn).parameters.values()
-        if p.name in free and p.kind.name in _NAMED and (p.default is None or p.default is p.empty)
+        if p.name in free and (p.default is None or p.default is p.empty)
     }
+
+
+def layers(fn: Any) -> Iterator[Any]:
+    """A function and those that it wraps, the outer ones first."""
+    while fn is not None:
+        yield fn
+        fn = fn.func if isinstance(fn, partial) else getattr(fn, "__wrapped__", None)
 
 
 def check_objective(objective: Any) -> dict[str, bool]:
     """What an objective asks for; a TypeError where it cannot be called as one."""
-    takes = inspect.signature(objective) if callable(objective) else inspect.Signature()
-    asked = asks_for(objective) if callable(objective) else {}
-    hidden = [p for p in takes.parameters.values() if p.kind.name.startswith("VAR_")]
-    if not callable(objective) or hidden or not accepts(objective, *asked):
+    takes, asked = inspect.Signature(), {}
+    if callable(objective):
+        takes, asked = inspect.signature(objective), asks_for(objective)
+    hidden = any(p.kind.name.startswith("VAR_") for p in takes.parameters.values())
+    if hidden or not accepts(objective, *asked):
         raise TypeError(
             "an objective is a function, called as objective(params, batch, *, key, model_state, "
             f"where) with those keywords that it names; {describe(objective)} takes {takes}; "
@@ -129,8 +131,7 @@ def as_scalar(objective: Objective, asked: dict[str, bool]) -> ScalarObjective:
         if asked.get("key") and key is None:
             raise ValueError("the objective asks for a key and state.key is None")
         offered = {"key": key, "model_state": model_state, "where": where}
-        with jax.named_scope("objective"):
-            result = objective(params, batch, **{name: offered[name] for name in asked})
+        result = objective(params, batch, **{name: offered[name] for name in asked})
         loss, metrics, next_state = check_result(result, batch, model_state)
         return jnp.mean(loss, where=where) if loss.ndim else loss, (metrics, next_state)
 
@@ -139,18 +140,17 @@ def as_scalar(objective: Objective, asked: dict[str, bool]) -> ScalarObjective:
 
 def check_result(result: Any, batch: Examples, model_state: Any) -> tuple[Array, Metrics, Any]:
     """An objective's loss, metrics and next model state; a TypeError where it returns others."""
-    parts: list[Any] = list(result) if isinstance(result, tuple) else [result]
-    loss, metrics, next_state = [*parts, *[None, {}, model_state][len(parts) :]][:3]
-    sizes, carried = set(first_axes(batch).values()), str(jax.tree.structure(model_state))
+    parts = result if isinstance(result, tuple) else (result, {})
+    loss, metrics, next_state = (*parts, model_state, None, None)[:3]
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     floats = isinstance(loss, jax.Array) and jnp.issubdtype(loss.dtype, jnp.floating)
     fits = floats and loss.ndim < 2 and (not loss.ndim or len(sizes) != 1 or loss.shape in sizes)
     numbers = jax.Array | np.ndarray | np.generic | float | int
     arrays = isinstance(metrics, dict) and all(isinstance(x, numbers) for x in metrics.values())
-    swapped = (
-        arrays and len(parts) == 2 and metrics != {} and str(jax.tree.structure(metrics)) == carried
-    )
+    carried = str(jax.tree.structure(model_state))
     kept = str(jax.tree.structure(next_state)) == carried
-    if len(parts) > 3 or not (fits and arrays and kept) or swapped:
+    swapped = arrays and metrics and len(parts) == 2 and str(jax.tree.structure(metrics)) == carried
+    if not (1 < len(parts) < 4 and fits and arrays and kept) or swapped:
         raise TypeError(
             "an objective returns loss, (loss, metrics) or (loss, metrics, model_state): floats "
             "that JAX has computed, a scalar or one for each example; a dict of arrays; what is "

@@ -9,44 +9,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Integer
+from jaxtyping import Array, Integer
 
 from jaxmnist.checks import check_count, describe
 from jaxmnist.data import check_order, num_examples
 from jaxmnist.errors import JaxmnistError
-from jaxmnist.objective import asks_for
+from jaxmnist.objective import asks_for, layers
 from jaxmnist.types import AnyArray, Examples, Remainder, State, TrainStep
 
 Tree = TypeVar("Tree")
 
 
-class Batches(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("count",))
+@dataclass(frozen=True)
+class Batches:
     """The batches of an epoch, sharded; made by `shard_epoch`."""
 
-    full: Examples  # [steps, batch, ...], the last one padded with its last row
-    where: Bool[Array, "steps batch"] | None  # the rows that count, or None for all
-    last: Examples | None  # the rows of the last batch that count, [rows, ...], on every device
+    arrays: Examples  # [steps, batch, ...], the last batch padded with its last row
+    count: int  # examples in the epoch
 
 
 def make_mesh(count: int | None = None, platform: str | None = None) -> Mesh:
     """The mesh ("data",) of the first `count` devices, by default of all of every process.
 
     Raises:
-        JaxmnistError: there are fewer, or not all of several processes are asked for.
+        JaxmnistError: there are fewer.
     """
     devices = jax.devices(platform)
     count = len(devices) if count is None else count
     if count > len(devices):
         found = f"{len(devices)} ({devices[0].platform}; JAX_NUM_CPU_DEVICES=N makes N of a CPU)"
         raise JaxmnistError(f"{count} devices are asked for, but JAX finds {found}")
-    if jax.process_count() > 1 and count < len(devices):
-        raise JaxmnistError(f"{jax.process_count()} processes share all {len(devices)} devices")
     return jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=devices[:count])
 
 
@@ -96,7 +97,7 @@ def shard_epoch(
 ) -> Batches:
     """The batches of an epoch, the rows of each sharded over an axis of the mesh, or over several.
 
-    A process loads onto its devices the rows that they train on, and of a short last batch all.
+    A process loads onto its devices the rows that they train on.
 
     Args:
         dataset: any pytree of NumPy arrays with the examples first, the same in every process.
@@ -113,14 +114,10 @@ def shard_epoch(
     if batch_size % size:
         below, above = batch_size // size * size, -(-batch_size // size) * size
         next_ones = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(
-            f"{size} devices cannot share a batch of {batch_size} equally: take {next_ones}"
-        )
+        raise ValueError(f"{size} devices cannot share a batch of {batch_size}: take {next_ones}")
     order = np.asarray(order)
     check_order(order, num_examples(dataset))
-    tail = len(order) % batch_size
     rows = np.pad(order, (0, -len(order) % batch_size), mode="edge").reshape(-1, batch_size)
-    where = (np.arange(rows.size) < len(order)).reshape(rows.shape)
     sharding = NamedSharding(mesh, PartitionSpec(None, axis))
 
     def shard(values: AnyArray) -> Array:
@@ -131,12 +128,7 @@ def shard_epoch(
 
         return jax.make_array_from_callback((*rows.shape, *host.shape[1:]), sharding, rows_of)
 
-    full = jax.tree.map(shard, dataset)
-    if not tail:
-        return Batches(full, None, None)
-    last = jax.tree.map(lambda values: np.asarray(values)[order[-tail:]], dataset)
-    counted = jax.make_array_from_callback(where.shape, sharding, lambda part: where[part])
-    return Batches(full, counted, replicate(last, mesh))
+    return Batches(jax.tree.map(shard, dataset), len(order))
 
 
 def make_sharded_epoch(
@@ -144,52 +136,35 @@ def make_sharded_epoch(
 ) -> Callable[[State, Batches], tuple[State, Any]]:
     """An epoch, `train_epoch(state, batches) -> (state, metrics)`, on the batches of `shard_epoch`.
 
-    A step that takes `where` takes a padded last batch, every other the shorter one. The metrics
+    A step that takes `where` gets a padded last batch, every other the shorter one. The metrics
     are replicated, so that every process can read them, and so is the state, unless `shardings`,
     for instance of `fsdp_shardings`, say where its leaves go.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
-    padded = takes_where(train_step)
+    remainder = choose_remainder(train_step, None)
 
     def run(state: State, batches: Batches) -> tuple[State, Any]:
-        full, where, last = Batches(*batches)
-        if where is None or padded:
-            return scan_steps(train_step, state, full, where)
-        return scan_steps(train_step, state, jax.tree.map(lambda x: x[:-1], full), last=last)
+        return scan_steps(train_step, state, batches.arrays, batches.count, remainder)
 
     def train_epoch(state: State, batches: Batches) -> tuple[State, Any]:
         out = (partition_specs(state), PartitionSpec())
-        state, metrics = with_auto_sharding(run, out, state, batches)
-        if AxisType.Explicit in mesh.axis_types:
-            return state, metrics
-        where = replicated if shardings is None else shardings
-        return (
-            jax.lax.with_sharding_constraint(state, where),
-            jax.lax.with_sharding_constraint(metrics, replicated),
-        )
+        results = with_auto_sharding(run, out, state, batches)
+        return jax.lax.with_sharding_constraint(results, (shardings or replicated, replicated))
 
     return train_epoch
 
 
-def takes_where(train_step: Any) -> bool:
-    """Whether a step takes `where`, which tells it the rows of a padded batch that count.
-
-    It does if its signature names it, also under jit. Under JAX's other transformations it does
-    not: a vmapped step has axes for its state and its batch, and none for `where`.
-    """
-    layer: Any = train_step
-    while layer is not None:
-        if getattr(layer, "__globals__", {}).get("__name__", "").startswith("jax."):
-            return False
-        layer = getattr(layer, "__wrapped__", None)
-    return "where" in asks_for(train_step)
-
-
 def choose_remainder(train_step: Any, remainder: Remainder) -> Remainder:
-    """What becomes of the last batch; an error where that is not known or cannot be."""
+    """What becomes of the last batch; an error where that is not known or cannot be.
+
+    A step takes `where` if its signature names it, also under jit. Under JAX's other
+    transformations it does not: a vmapped step has axes for its state and batch, and none for it.
+    """
     if not callable(train_step):
         raise TypeError(f"train_step is a function, not {describe(train_step)}")
-    where = takes_where(train_step)
+    scopes = [getattr(layer, "__globals__", {}) for layer in layers(train_step)]
+    mapped = any(scope.get("__name__", "").startswith("jax.") for scope in scopes)
+    where = not mapped and "where" in asks_for(train_step)
     if remainder not in (None, "short", "drop", "pad" if where else None):
         choices = "None, 'short', 'drop' or, for a step whose objective takes `where`, 'pad'"
         raise ValueError(f"remainder is {choices}; not {remainder!r}")
@@ -197,26 +172,23 @@ def choose_remainder(train_step: Any, remainder: Remainder) -> Remainder:
 
 
 def scan_steps(
-    step: TrainStep[State],
-    state: State,
-    batches: Examples,
-    where: Bool[Array, "steps batch"] | None = None,
-    last: Examples | None = None,
+    step: TrainStep[State], state: State, batches: Examples, count: int, remainder: Remainder
 ) -> tuple[State, Any]:
-    """Take a step with each of the batches `[steps, ...]`, and one with a shorter last batch.
+    """Take a step with each of the batches `[steps, batch, ...]`, of which `count` rows count.
 
     Returns the last state, and the metrics with the axis `[steps]` in front.
     """
-
-    def body(state: State, rows: Any) -> tuple[State, Any]:
-        return step(state, rows) if where is None else step(state, rows[0], where=rows[1])
-
-    parts = []
-    if len(jax.tree.leaves(batches)[0]):  # a scan of no steps is an error without jit
-        state, metrics = jax.lax.scan(body, state, batches if where is None else (batches, where))
+    shape = jax.tree.leaves(batches)[0].shape[:2]
+    tail = count % shape[1]
+    if tail and remainder == "pad":
+        where = (jnp.arange(math.prod(shape)) < count).reshape(shape)
+        return jax.lax.scan(lambda state, x: step(state, x[0], where=x[1]), state, (batches, where))
+    parts, full = [], jax.tree.map(lambda x: x[: count // shape[1]], batches)
+    if count >= shape[1]:  # a scan of no steps is an error without jit
+        state, metrics = jax.lax.scan(step, state, full)
         parts.append(metrics)
-    if last is not None:
-        state, metrics = step(state, last)
+    if tail and remainder == "short":
+        state, metrics = step(state, jax.tree.map(lambda x: x[-1, :tail], batches))
         parts.append(jax.tree.map(lambda x: jnp.asarray(x)[None], metrics))
     shapes = {str(jax.tree.map(lambda x: x.shape[1:], part)) for part in parts}
     if len(shapes) != 1:
@@ -231,17 +203,11 @@ def with_auto_sharding(fn: Callable[..., Any], out_sharding: Any, *args: Any) ->
     There JAX would ask for the sharding of each gather and reshape. The result has
     `out_sharding`, a PartitionSpec or a tree of them.
     """
-    leaves: list[Any] = jax.tree.leaves(args)
-    structure: Any = jax.tree.structure(args)
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
-
-    def call(arrays: dict[int, Array]) -> Any:  # a module's functions are no arrays
-        return fn(*structure.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)]))
-
-    for mesh in (jax.typeof(leaf).sharding.mesh for leaf in arrays.values()):
+    arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
+    for mesh in (jax.typeof(array).sharding.mesh for array in arrays):
         if AxisType.Explicit in mesh.axis_types:
             with jax.sharding.use_abstract_mesh(mesh):
-                return jax.sharding.auto_axes(call, out_sharding=out_sharding)(arrays)
+                return jax.sharding.auto_axes(fn, out_sharding=out_sharding)(*args)
     return fn(*args)
 
 

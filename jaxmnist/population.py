@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from jaxmnist.data import num_examples
 from jaxmnist.errors import JaxmnistError
 
 MEMORY_SHARE = 0.75  # XLA underestimates its memory use; leave a quarter free
@@ -47,7 +48,7 @@ def compile_population(
     Args:
         run: `run(member, data) -> arrays`, pure: what is done for one member.
         members: a pytree of arrays `[members, ...]`, what the members differ in: seeds, learning
-            rates, whole training states. Only shapes and dtypes are read.
+            rates, whole training states.
         data: what all members read, a pytree of arrays; it is copied to each device once.
         devices: where to compute, by default all of this process. A CPU is a single one unless
             `jax_num_cpu_devices` says otherwise; one a core is the quickest by far.
@@ -73,7 +74,7 @@ def compile_population(
     >>> run_population(population, rates).tolist()
     [0.0, 1023.0, 1024.0, 0.0]
     """
-    count = _count(members)
+    count = num_examples(members)
     devices = jax.local_devices() if devices is None else devices
     devices = devices[: -(-count // -(-count // len(devices)))]  # all of them equally busy
     if width is None:
@@ -84,10 +85,12 @@ def compile_population(
             free = min(found["bytes_limit"] - found["bytes_in_use"] for found in stats)
     usable = math.inf if free is None else MEMORY_SHARE * free
     mesh = jax.make_mesh((len(devices),), ("members",), (AxisType.Auto,), devices=devices)
+    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     while True:
         calls = -(-count // (width * mesh.size))
         width = -(-count // (calls * mesh.size))  # no more than needed to end in as many calls
-        lowered = _lower(run, members, data, mesh, width)
+        chunk = _put(members, np.arange(width * mesh.size) % count, mesh)
+        lowered = _lower(run, chunk, data, mesh, width)
         if width > 1 and "rng_bit_generator" in lowered.as_text():
             width = 1
             continue
@@ -104,7 +107,6 @@ def compile_population(
                 "smaller model or batch size, or fewer cores by JAX_NUM_CPU_DEVICES=N"
             )
         width = max(1, min(width - 1, int(width * usable / memory)))
-    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     return Population(program, data, mesh, width * mesh.size, memory)
 
 
@@ -119,12 +121,12 @@ def run_chunks(population: Population, members: Any) -> Iterator[Chunk]:
         The row numbers of a chunk's members, and their results: what `run` gives, as NumPy arrays
         (typed PRNG keys as JAX's) with the axis `[chunk]` in front.
     """
-    count, split = _count(members), NamedSharding(population.mesh, PartitionSpec("members"))
+    count = num_examples(members)
     for first in range(0, count, population.chunk):
         rows = np.arange(first, first + population.chunk) % count  # the last call is filled up
-        chunk = jax.device_put(jax.tree.map(lambda x, rows=rows: x[rows], members), split)
-        real = min(population.chunk, count - first)
+        chunk = _put(members, rows, population.mesh)
         results = jax.device_get(population.program(chunk, population.data))
+        real = min(population.chunk, count - first)
         yield rows[:real], jax.tree.map(lambda x, real=real: x[:real], results)
 
 
@@ -138,37 +140,24 @@ def run_population(population: Population, members: Any) -> Any:
     return jax.tree.map(concatenate, *(results for _, results in run_chunks(population, members)))
 
 
-def _count(members: Any) -> int:
-    """The length of the first axis, which all arrays of the pytree must share."""
-    lengths = {len(leaf) for leaf in jax.tree.leaves(members)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError("a population needs at least one member, and all its arrays one length")
-    return lengths.pop()
+def _put(members: Any, rows: Int[np.ndarray, " chunk"], mesh: Mesh) -> Any:
+    """These members, the same number on each device."""
+    chunk = jax.tree.map(lambda x: x[rows], members)
+    return jax.device_put(chunk, NamedSharding(mesh, PartitionSpec("members")))
 
 
-def _lower(run: Run, members: Any, data: Any, mesh: Mesh, width: int) -> jax.stages.Lowered:
-    """The program for `width` members on each device of the mesh."""
+def _lower(run: Run, chunk: Any, data: Any, mesh: Mesh, width: int) -> jax.stages.Lowered:
+    """The program for a chunk of `width` members on each device of the mesh."""
 
     def run_all(members: Any, data: Any) -> Any:
-        def run_one(member: Any) -> Any:
-            return run(member, data)
-
+        if width > 1:
+            return jax.vmap(run, (0, None))(members, data)
         # On CPUs a batch of one makes XLA's matmuls 15 % slower, a loop of one does not.
-        return jax.lax.map(run_one, members) if width == 1 else jax.vmap(run_one)(members)
+        return jax.lax.map(lambda member: run(member, data), members)
 
     split, shared = PartitionSpec("members"), PartitionSpec()
     # Nothing is sent between devices, so JAX need not check that it is sent where it must be.
     mapped = jax.shard_map(
         run_all, mesh=mesh, in_specs=(split, shared), out_specs=split, check_vma=False
     )
-
-    def shapes(tree: Any, spec: PartitionSpec, *count: int) -> Any:
-        """The tree's shapes and dtypes as JAX will see them: float32 for the float64 of NumPy."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                (*count, *leaf.shape[len(count) :]), leaf.dtype, sharding=NamedSharding(mesh, spec)
-            ),
-            jax.eval_shape(lambda tree: tree, tree),
-        )
-
-    return jax.jit(mapped).lower(shapes(members, split, width * mesh.size), shapes(data, shared))
+    return jax.jit(mapped).lower(chunk, data)

@@ -14,26 +14,15 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int32, Integer, PRNGKeyArray
 
-from jaxmnist.checks import check_count, check_key, check_names, check_trained, describe
-from jaxmnist.data import check_order, epoch_order, num_examples
+from jaxmnist.checks import check_count, check_trained, describe, merge_metrics
+from jaxmnist.data import as_threefry, check_order, epoch_order, num_examples
 from jaxmnist.objective import Objective, ScalarObjective, as_scalar, check_objective
 from jaxmnist.parallel import choose_remainder, partition_specs, scan_steps, with_auto_sharding
-from jaxmnist.types import (
-    AnyArray,
-    Examples,
-    Metrics,
-    Model,
-    Optimizer,
-    Params,
-    Remainder,
-    State,
-    TrainStep,
-)
+from jaxmnist.types import Examples, Metrics, Optimizer, Order, Params, Remainder, State, TrainStep
 
 ValueAndGrad: TypeAlias = Callable[[ScalarObjective], Callable[..., Any]]
 Log: TypeAlias = Callable[["TrainState", Any, Any], Metrics]  # (state, grads, updates)
-# (state, dataset, order) -> (state, metrics)
-TrainEpoch: TypeAlias = Callable[[State, Examples, Integer[AnyArray, " n"]], tuple[State, Any]]
+TrainEpoch: TypeAlias = Callable[[State, Examples, Order], tuple[State, Any]]
 _STEP = zlib.crc32(b"step")
 
 
@@ -59,24 +48,21 @@ class TrainState(NamedTuple):
         >>> int(state.step)
         0
         """
-        key = None if key is None else jax.random.fold_in(check_key(key), _STEP)
-        state = cls(jnp.zeros((), jnp.int32), params, tx.init(params), model_state, key)
-        # Some optimizers' state holds the parameters, and a buffer that is there twice cannot be
-        # donated.
-        seen = [id(leaf) for leaf in jax.tree.leaves(state)]
-        places = iter(range(len(seen)))
-        return jax.tree.map(lambda x: jnp.copy(x) if id(x) in seen[: next(places)] else x, state)
+        key = None if key is None else jax.random.fold_in(as_threefry(key), _STEP)
+        # They may hold the parameters, and a buffer that is there twice cannot be donated.
+        opt_state, model_state = jax.tree.map(jnp.copy, (tx.init(params), model_state))
+        return cls(jnp.zeros((), jnp.int32), params, opt_state, model_state, key)
 
 
 def init_state(
-    model: Model, tx: Optimizer, key: PRNGKeyArray, example: Examples | None = None
+    model: Any, tx: Optimizer, key: PRNGKeyArray, example: Examples | None = None
 ) -> TrainState:
     """The state before the first step: `model.init`'s parameters and `tx`'s own state.
 
     A Linen module's collections beside "params", for instance "batch_stats", become `model_state`.
 
     Args:
-        model: any Linen module, or what has its `init`.
+        model: any Linen module, or what else has its `init(key, images) -> params`.
         tx: any optax optimizer.
         key: makes the parameters and the keys of the steps. `train.py --seed S` takes
             `jax.random.key(S)`, also for the orders of its epochs.
@@ -84,12 +70,7 @@ def init_state(
             of an image.
     """
     example = np.zeros(784, np.float32) if example is None else example
-    try:
-        params = model.init(check_key(key), jax.tree.map(lambda x: np.asarray(x)[None], example))
-    except Exception as error:
-        shapes = jax.tree.map(np.shape, example)
-        error.add_note(f"init_state's example= is one example for the model, here {shapes}")
-        raise
+    params = model.init(as_threefry(key), jax.tree.map(lambda x: np.asarray(x)[None], example))
     model_state = None
     if isinstance(params, dict) and "params" in params and len(params) > 1:
         model_state = {name: values for name, values in params.items() if name != "params"}
@@ -144,21 +125,20 @@ def make_train_step(
         raise TypeError(f"tx is an optax optimizer, as optax.sgd(0.1), not {describe(tx)}")
     grad_fn = value_and_grad or (lambda scalar: jax.value_and_grad(scalar, has_aux=True))
     draws = "key" in asked or value_and_grad is not None
-    named = inspect.signature(tx.update).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in named.values())
+    parameters = inspect.signature(tx.update).parameters.values()
+    asks_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
     def train_step(
-        state: TrainState, batch: Examples, where: Bool[AnyArray, " n"] | None = None
+        state: TrainState, batch: Examples, where: Bool[Array | np.ndarray, " n"] | None = None
     ) -> tuple[TrainState, Metrics]:
         if not isinstance(state, TrainState):
             raise TypeError(f"state is a TrainState, of init_state, not {describe(state)}")
         check_trained(tx, state.params, state.opt_state)
         key = None
         if draws and state.key is not None:
-            key = jax.random.fold_in(check_key(state.key), state.step)
+            key = jax.random.fold_in(as_threefry(state.key), state.step)
         rest = (jax.tree.map(jnp.asarray, batch), key, state.model_state, where)
-        with jax.named_scope("gradient"):
-            (loss, (metrics, model_state)), grads = grad_fn(scalar)(state.params, *rest)
+        (loss, (metrics, model_state)), grads = grad_fn(scalar)(state.params, *rest)
 
         # optax's line searches hand on what else they are given to value_fn, or refuse it.
         def value_fn(params: Params, obj_fn: Any = None, grad_fn: Any = None) -> Any:
@@ -167,15 +147,12 @@ def make_train_step(
         # For optimizers that look at the loss: optax.lbfgs, polyak_sgd, contrib.sophia, sam.
         extra: dict[str, Any] = {"value": loss, "grad": grads, "value_fn": value_fn}
         extra |= {"obj_fn": value_fn, "grad_fn": lambda params, _: jax.grad(value_fn)(params)}
-        extra = {name: value for name, value in extra.items() if takes_any or name in named}
-        with jax.named_scope("update"):
-            updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
-            params = optax.apply_updates(state.params, updates)
+        extra = extra if asks_more else {}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+        params = optax.apply_updates(state.params, updates)
         logged = {} if log is None else log(state, grads, updates)
-        check_names(metrics, ("loss",))
-        check_names(logged, ("loss", *metrics))
-        state = TrainState(state.step + 1, params, opt_state, model_state, state.key)
-        return state, {"loss": loss, **metrics, **logged}
+        metrics = merge_metrics({"loss": loss}, metrics, logged)
+        return TrainState(state.step + 1, params, opt_state, model_state, state.key), metrics
 
     def train_step_unpadded(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
         return train_step(state, batch)
@@ -211,40 +188,28 @@ def make_train_epoch(
     check_count("batch_size", batch_size)
     remainder = choose_remainder(train_step, remainder)
 
-    def train_epoch(
-        state: State, dataset: Examples, order: Integer[AnyArray, " n"]
-    ) -> tuple[State, Any]:
-        n = num_examples(dataset)
-        check_order(order, n)
+    def train_epoch(state: State, dataset: Examples, order: Order) -> tuple[State, Any]:
+        check_order(order, num_examples(dataset))
         dataset, order = jax.tree.map(jnp.asarray, (dataset, order))
         order = order if order.dtype.itemsize > 2 else order.astype(jnp.int32)
         out = (partition_specs(state), PartitionSpec())
-        state, metrics = with_auto_sharding(scan_epoch, out, state, dataset, order)
-        # For an index outside JAX takes the nearest example and says nothing.
-        outside = jnp.pad((order < 0) | (order >= n), (0, -order.size % batch_size))
-        wrong = outside.reshape(-1, batch_size).any(axis=1)
+        return with_auto_sharding(scan_epoch, out, state, dataset, order)
 
-        def mark(values: Array) -> Array:
-            rows = wrong[: len(values)].reshape(-1, *(1,) * (values.ndim - 1))
-            floats = jnp.issubdtype(values.dtype, jnp.inexact)
-            return jnp.where(rows, jnp.nan, values) if floats else values
-
-        return state, jax.tree.map(mark, metrics)
-
-    def scan_epoch(
-        state: State, dataset: Examples, order: Integer[Array, " n"]
-    ) -> tuple[State, Any]:
+    def scan_epoch(state: State, dataset: Examples, order: Any) -> tuple[State, Any]:
         def step(state: State, rows: Integer[Array, " batch"], **where: Any) -> tuple[State, Any]:
             return train_step(state, jax.tree.map(lambda x: x[rows], dataset), **where)
 
-        size, tail = order.size, order.size % batch_size
-        if tail and remainder == "pad":
-            order = jax.lax.pad(order, order[-1], [(0, batch_size - tail, 0)])
-            where = (jnp.arange(order.size) < size).reshape(-1, batch_size)
-            return scan_steps(step, state, order.reshape(-1, batch_size), where)
-        full = order[: size - tail].reshape(-1, batch_size)
-        last = order[size - tail :] if tail and remainder == "short" else None
-        return scan_steps(step, state, full, last=last)
+        rows = jnp.pad(order, (0, -order.size % batch_size), mode="edge").reshape(-1, batch_size)
+        state, metrics = scan_steps(step, state, rows, order.size, remainder)
+        # For an index outside JAX takes the nearest example and says nothing.
+        inside = jnp.all((rows >= 0) & (rows < num_examples(dataset)), axis=1)
+
+        def mark(values: Array) -> Array:
+            if not jnp.issubdtype(values.dtype, jnp.inexact):
+                return values
+            return jax.vmap(lambda ok, x: jnp.where(ok, x, jnp.nan))(inside[: len(values)], values)
+
+        return state, jax.tree.map(mark, metrics)
 
     return train_epoch
 
@@ -289,26 +254,26 @@ def train(
     >>> metrics["loss"].shape
     (3, 2)
     """
+    remainder = choose_remainder(train_step, remainder)
     train_epoch = make_train_epoch(train_step, batch_size, remainder=remainder)
     check_count("epochs", epochs, least=0)
     n = num_examples(dataset)
     if first_epoch is None:
-        drop = choose_remainder(train_step, remainder) == "drop"
-        first_epoch = _steps_done(state) // max(n // batch_size if drop else -(-n // batch_size), 1)
+        steps = n // batch_size if remainder == "drop" else -(-n // batch_size)
+        first_epoch = _steps_done(state) // max(steps, 1)
 
     def run_epoch(state: State, epoch: Int32[Array, ""]) -> tuple[State, Any]:
         state, metrics = train_epoch(state, dataset, epoch_order(key, epoch, n))
         if test is not None:
-            tested = test(state)
-            metrics = {**metrics, **{f"test_{name}": value for name, value in tested.items()}}
+            metrics = metrics | {f"test_{name}": value for name, value in test(state).items()}
         return state, metrics
 
     return jax.lax.scan(run_epoch, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
 
 
 def _steps_done(state: Any) -> Int32[Array, ""]:
-    """The step of a state, or of the first part of a state of one's own that has one."""
-    parts = jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "step"))
-    steps = [part.step for part in parts if hasattr(part, "step")]
+    """The `step` of a state, or of the first part of a state of one's own that has one; else 0."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    steps = [leaf for path, leaf in leaves if jax.tree_util.keystr(path[-1:]) == ".step"]
     # Vmapped states, of one order, have a step for each member.
-    return jnp.ravel(jnp.asarray(steps[0] if steps else 0))[0].astype(jnp.int32)
+    return jnp.ravel(jnp.asarray([*steps, 0][0]))[0].astype(jnp.int32)

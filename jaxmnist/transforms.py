@@ -26,9 +26,7 @@ def to_tensor(images: UInt8[AnyArray, "*shape"]) -> Float32[AnyArray, "*shape"]:
     array([0. , 0.2, 1. ], dtype=float32)
     """
     if images.dtype != np.uint8:
-        raise TypeError(
-            f"to_tensor needs uint8 pixels, not {images.dtype}: are they scaled already?"
-        )
+        raise TypeError(f"to_tensor needs uint8 pixels, not {images.dtype}: scaled already?")
     grey = images.astype(np.float32)
     # grey / 255, since 1/255 = 1/256 + 1/(256 * 255). XLA compiles a division by a constant to a
     # multiplication by its reciprocal, which is off in the last bit for some grey levels; here the
@@ -48,9 +46,7 @@ def flatten(images: Shaped[AnyArray, "n *shape"]) -> Shaped[AnyArray, "n size"]:
     return images.reshape(images.shape[0], math.prod(images.shape[1:]))
 
 
-def preprocess(
-    images: Shaped[AnyArray, "n *shape"],
-) -> Float[AnyArray, "n *features"]:
+def preprocess(images: Shaped[AnyArray, "n *shape"]) -> Float[AnyArray, "n *features"]:
     """What the training step does to a batch's images before it calls the model.
 
     uint8 pixels become the rows of floats that the notebook feeds its model, `[n, 784]`. Floats are

@@ -10,8 +10,6 @@ import pytest
 from flax import linen
 
 from jaxmnist import (
-    MLP,
-    Dataset,
     TrainState,
     classifier_objective,
     cross_entropy,
@@ -306,14 +304,3 @@ def test_batch_statistics_equal_numpy(toy, tx):
     assert_close(stats["mean"], mean)
     assert_close(stats["var"], var)
     assert jax.tree.structure(new) == jax.tree.structure(state)
-
-
-def test_named_scopes(toy):
-    """A profile tells the parts of a step from each other."""
-    model = MLP(hidden=(8,))
-    step = jax.jit(make_train_step(classifier_objective(model.apply), TX))
-    text = step.lower(init_state(model, TX, KEY), Dataset(*toy)).as_text(debug_info=True)
-    for scope in ("gradient", "update", "transform", "loss", "linear_0", "linear_1"):
-        assert f"{scope}/" in text, scope
-    assert "gradient/jvp(objective)/transform/" in text
-    assert "transpose(jvp(objective))/MLP/linear_0/" in text

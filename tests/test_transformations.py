@@ -1,8 +1,5 @@
 """Training goes wherever a pure function goes: any transformation, optimizer, model and loss."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -10,7 +7,6 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxmnist import (
@@ -19,7 +15,6 @@ from jaxmnist import (
     TrainState,
     classifier_objective,
     cross_entropy,
-    init_state,
     make_train_epoch,
     make_train_step,
     preprocess,
@@ -49,13 +44,6 @@ def stateful(params, batch, *, key, model_state, where):
     return cross_entropy(logits, batch.labels), {}, {"mean": mean}
 
 
-# The notebook's objective, and one that uses all that a state may hold.
-OBJECTIVES = {
-    "notebook": (classifier_objective(LINEAR.apply), {}),
-    "all": (stateful, {"model_state": {"mean": jnp.zeros(784)}, "key": KEY}),
-}
-
-
 def total(tree):
     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
 
@@ -68,12 +56,13 @@ def first(tree):
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def run_of(kind, data, objective, rest):
+def run_of(kind, data, objective):
     """`run(params, rate) -> (params, losses)`: one step, or a whole run."""
 
     def run(params, rate):
         tx = optax.sgd(rate)
-        step, state = make_train_step(objective, tx), TrainState.create(params, tx, **rest)
+        step, model_state = make_train_step(objective, tx), {"mean": jnp.zeros(784)}
+        state = TrainState.create(params, tx, key=KEY, model_state=model_state)
         if kind == "step":
             state, metrics = step(state, data)
         else:
@@ -122,23 +111,21 @@ def plain():
     """What each kind of run gives under nothing but jit."""
     results = {}
 
-    def result(kind, name, data):
-        if (kind, name) not in results:
-            results[kind, name] = jax.jit(run_of(kind, data, *OBJECTIVES[name]))(WEIGHTS, RATE)
-        return results[kind, name]
+    def result(kind, data):
+        if kind not in results:
+            results[kind] = jax.jit(run_of(kind, data, stateful))(WEIGHTS, RATE)
+        return results[kind]
 
     return result
 
 
 @pytest.mark.parametrize("through", THROUGH)
 @pytest.mark.parametrize("kind", ["step", "run"])
-@pytest.mark.parametrize("name", [pytest.param("notebook", marks=pytest.mark.slow), "all"])
-def test_composes(toy, plain, name, kind, through):
+def test_composes(toy, plain, kind, through):
     """The result is the one without the transformation, and the step is traced once."""
-    objective, rest = OBJECTIVES[name]
-    objective = counting(objective)
-    result = THROUGH[through](run_of(kind, toy, objective, rest))(WEIGHTS, RATE)
-    assert_close(result, plain(kind, name, toy), 2e-6)
+    objective = counting(stateful)
+    result = THROUGH[through](run_of(kind, toy, objective))(WEIGHTS, RATE)
+    assert_close(result, plain(kind, toy), 2e-6)
     assert objective.traces == 1
 
 
@@ -182,26 +169,6 @@ def test_hypergradients_equal_central_differences(toy):
             np.testing.assert_allclose(gradient, (there - back) / 2e-7, rtol=1e-5)
         jvp = jax.jit(lambda at, direction: jax.jvp(loss, at, direction)[1])(at, direction)
         np.testing.assert_allclose(jvp, gradient, rtol=1e-9)
-
-
-def test_per_example_gradients_average_to_the_batchs(toy):
-    """Those of a gradient of one's own, which takes the step's place of `value_and_grad`."""
-
-    def per_example(scalar):
-        def one(params, row, key):
-            result = jax.value_and_grad(scalar, has_aux=True)
-            return result(params, jax.tree.map(lambda x: x[None], row), key, None, None)
-
-        def each(params, batch, key, model_state, where):
-            results = jax.vmap(one, (None, 0, None))(params, batch, key)
-            return jax.tree.map(lambda x: x.mean(axis=0), results)
-
-        return each
-
-    tx, objective = optax.sgd(1.0), classifier_objective(MODEL.apply)
-    expected, _ = jit_step(tx)(TrainState.create(PARAMS, tx), toy)
-    step = jax.jit(make_train_step(objective, tx, value_and_grad=per_example))
-    assert_close(step(TrainState.create(PARAMS, tx), toy)[0].params, expected.params, 1e-5)
 
 
 def test_nothing_is_donated_unless_the_caller_says_so(toy):
@@ -260,75 +227,6 @@ def test_a_line_search_asks_for_the_objective(toy):
         state, metrics = step(state, toy)
         losses.append(metrics["loss"])
     assert np.all(np.diff(losses) < 0)
-
-
-def test_schedules_and_injected_hyperparameters(toy):
-    """Each against gradient descent written out, at the rates that it amounts to."""
-    rates, images = (0.1, 0.03, 0.01), preprocess(toy.images)
-    grad = jax.jit(jax.grad(lambda p: cross_entropy(MODEL.apply(p, images), toy.labels).mean()))
-    scheduled = optax.sgd(lambda step: jnp.array(rates)[step])
-    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    steps, expected = (jit_step(scheduled), jit_step(injected)), PARAMS
-    states = [TrainState.create(PARAMS, tx) for tx in (scheduled, injected)]
-    for rate in rates:
-        expected = jax.tree.map(lambda p, g, r=rate: p - r * g, expected, grad(expected))
-        states[1].opt_state.hyperparams["learning_rate"] = jnp.float32(rate)
-        states = [step(state, toy)[0] for step, state in zip(steps, states, strict=True)]
-        for state in states:
-            assert_close(state.params, expected, 1e-6)
-
-
-class Pair(NamedTuple):
-    """A model that needs no library: two functions."""
-
-    init: Callable
-    apply: Callable
-
-
-@pytest.mark.slow
-def test_an_nnx_module_trains_as_the_linen_module_with_its_weights(toy):
-    class Net(nnx.Module):
-        def __init__(self, rngs):
-            self.inner = nnx.Linear(784, 8, rngs=rngs)
-            self.outer = nnx.Linear(8, 10, rngs=rngs)
-
-        def __call__(self, images):
-            return self.outer(nnx.relu(self.inner(images)))
-
-    structure, tx = nnx.graphdef(Net(nnx.Rngs(0))), optax.sgd(0.1, momentum=0.9)
-    model = Pair(
-        lambda key, images: nnx.state(Net(nnx.Rngs(key))),
-        lambda params, images: nnx.merge(structure, params)(images),
-    )
-    state = init_state(model, tx, KEY)
-
-    def as_linen(params):
-        layers = nnx.to_pure_dict(params)
-        pairs = [(layers[name]["kernel"].T, layers[name]["bias"]) for name in ("inner", "outer")]
-        return {f"linear_{k}": {"weight": w, "bias": b} for k, (w, b) in enumerate(pairs)}
-
-    same = TrainState.create({"params": as_linen(state.params)}, tx)
-    step, linen_step = jit_step(tx, model), jit_step(tx)
-    for _ in range(3):
-        state, metrics = step(state, toy)
-        same, expected = linen_step(same, toy)
-        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-6)
-    assert_close(as_linen(state.params), same.params["params"], 1e-6)
-
-
-def test_computing_in_bfloat16(toy):
-    """The products are bfloat16's; parameters, scores and loss stay float32 and close by."""
-    model, tx = MLP(hidden=(8,), dtype=jnp.bfloat16), optax.sgd(0.1)
-    state, step = TrainState.create(PARAMS, tx), jit_step(tx, model)
-    program = str(jax.make_jaxpr(step)(state, toy))
-    products = [line for line in program.split("\n") if "dot_general" in line]
-    assert len(products) == 5  # two forwards and three backwards
-    assert all(":bf16[" in line for line in products)
-    new, metrics = step(state, toy)
-    _, expected = jit_step(tx)(state, toy)
-    assert {leaf.dtype for leaf in jax.tree.leaves((new.params, metrics))} == {np.dtype("f4")}
-    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=0.02)
-    assert metrics["loss"] != expected["loss"]
 
 
 @pytest.mark.slow
