@@ -149,6 +149,8 @@ def make_sharded_epoch(
     def train_epoch(state: State, batches: Batches) -> tuple[State, Any]:
         out = (partition_specs(state), PartitionSpec())
         results = with_auto_sharding(run, out, state, batches)
+        if AxisType.Explicit in mesh.axis_types:  # the sharding is a part of their types
+            return results
         return jax.lax.with_sharding_constraint(results, (shardings or replicated, replicated))
 
     return train_epoch

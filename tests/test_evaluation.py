@@ -75,16 +75,6 @@ def test_logits_in_bfloat16_give_a_float32_loss(toy):
     np.testing.assert_allclose(got, cross_entropy(logits, toy.labels).mean(), rtol=1e-6)
 
 
-def test_worked_by_hand():
-    """A model whose logits are the image: four images, three taken for what they are."""
-    images = np.zeros((4, 1, 3), np.uint8)
-    images[[0, 1, 2, 3], 0, [0, 1, 2, 2]] = 255
-    dataset = Dataset(images, np.array([0, 1, 2, 0], np.int32))
-    metrics = evaluate(classifier_metrics(lambda params, x: x), None, dataset, batch_size=3)
-    assert metrics["accuracy"] == 0.75
-    np.testing.assert_allclose(metrics["loss"], np.log(np.e + 2 / np.e) - 1 + 2 / 4, rtol=1e-6)
-
-
 @pytest.mark.parametrize("batch_size", [1000, 50, 7])
 def test_anything_with_a_number_per_example(batch_size):
     """A regression on a dict of inputs; weighted, by a summary of all of the outputs."""

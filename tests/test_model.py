@@ -64,9 +64,3 @@ def test_initialisation_is_uniform_within_pytorchs_bound(params, layer, inputs):
     # A uniform variable's deviation is bound / sqrt(3); five standard errors of tolerance.
     np.testing.assert_allclose(weight.std(), bound / 3**0.5, rtol=5 / weight.size**0.5)
     assert abs(weight.mean()) < 5 * bound / (3 * weight.size) ** 0.5
-
-
-def test_other_sizes():
-    model = MLP(hidden=(), classes=3)
-    params = model.init(KEY, np.zeros((1, 7), np.float32))
-    assert model.apply(params, np.zeros((2, 7), np.float32)).shape == (2, 3)

@@ -72,15 +72,6 @@ def test_one_step_equals_numpy_in_float64(toy, jit):
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(STATE))
 
 
-def test_a_padded_step_equals_numpy_in_float64(toy):
-    """The last 36 of 100 images in a batch of 64."""
-    first, _ = jax.jit(STEP)(STATE, Dataset(toy.images[:64], toy.labels[:64]))
-    loss, grads = numpy_loss_and_grads(first.params, toy.images[64:], toy.labels[64:])
-    last, metrics = jax.jit(make_train_epoch(STEP, 64))(STATE, toy, np.arange(100))
-    np.testing.assert_allclose(metrics["loss"][1], loss, rtol=1e-5)
-    assert_close(last.params, descended(first.params, grads))
-
-
 def test_float_batches_equal_raw_ones(toy):
     raw, rows = jax.jit(STEP)(STATE, toy), preprocess(toy.images)
     for images in (rows, rows.reshape(100, 28, 28)):
@@ -214,22 +205,6 @@ def test_a_step_of_ones_own_gets_whole_runs():
     np.testing.assert_array_equal(orders, [epoch_order(KEY, epoch, 100) for epoch in range(2)])
     _, later = train(step, jnp.int32(0), data, KEY, epochs=1, first_epoch=1)
     np.testing.assert_array_equal(later["rows"][0], metrics["rows"][1])
-
-
-def test_adversaries_report_no_loss():
-    """Two players with optimizers of their own; every index outside makes their numbers NaN."""
-
-    def step(state, batch):
-        a, b = state
-        return (a - 0.1 * b * batch.mean(), b + 0.1 * a), {"a": a, "b": b}
-
-    state = jnp.float32(1), jnp.float32(2)
-    data = np.ones(10, np.float32)
-    _, metrics = train(step, state, data, KEY, epochs=1, batch_size=5)
-    np.testing.assert_allclose(metrics["a"], [[1, 0.8]], rtol=1e-6)
-    epoch = jax.jit(make_train_epoch(step, 5))
-    _, metrics = epoch(state, data, np.r_[0:9, 10])
-    np.testing.assert_array_equal(np.isnan(metrics["b"]), [False, True])
 
 
 @pytest.mark.slow
