@@ -33,7 +33,8 @@ def num_examples(examples: Examples) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(examples)
     sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
     if len(set(sizes.values())) != 1 or () in sizes.values() or (0,) in sizes.values():
-        found = ", ".join(f"{name} has {size[0] if size else 'no'}" for name, size in sizes.items())
+        told = {name or "the array": size[0] if size else "none" for name, size in sizes.items()}
+        found = ", ".join(f"{name} has {size}" for name, size in told.items())
         raise ValueError(f"arrays need the same number of examples, not 0; {found or 'no array'}")
     return jnp.shape(leaves[0][1])[0]
 

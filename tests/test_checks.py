@@ -177,7 +177,7 @@ MISTAKES = {
         "epochs must",
     ),
     "lengths": (lambda: batches(Dataset(DATA.images, DATA.labels[:90])), r"\.labels has 90"),
-    "a scalar": (lambda: batches({"x": np.ones(3), "s": np.float32(2)}), r"\['s'\] has no"),
+    "a scalar": (lambda: batches({"x": np.ones(3), "s": np.float32(2)}), r"\['s'\] has none"),
     "nothing": (lambda: batches({}), "number of examples, not 0; no array"),
     "no examples": (
         lambda: evaluate(METRICS, STATE.params, jax.tree.map(lambda x: x[:0], DATA)),
