@@ -100,7 +100,7 @@ def confusion_figure(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
     title = f"{np.trace(confusion):,} of {confusion.sum():,} test images are right"
     figure = _figure(6, 5.2, title)
     axes = figure.subplots()
-    mistakes = np.ma.masked_array(confusion, np.eye(len(confusion)))
+    mistakes = np.ma.masked_array(confusion, np.eye(len(confusion), dtype=bool))
     worst = max(1, mistakes.max())
     shown = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=worst)
     for row, column in np.argwhere(confusion):

@@ -143,7 +143,7 @@ def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
     """Each picture's path, digit and kind, from an index.csv or from folders named by digit."""
     from jaxmnist.errors import DataError
 
-    index, found = directory / "index.csv", []
+    index, found = directory / "index.csv", list[tuple[Path, int, str]]()
     if index.exists():
         rows = read_index(index)
     else:
