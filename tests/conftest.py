@@ -41,8 +41,13 @@ if STRICT:
 
 
 def pytest_collection_modifyitems(items):
-    """The example of load_mnist needs MNIST, like the tests that ask for `mnist_dir`."""
+    """The example of load_mnist needs MNIST, like the tests that ask for `mnist_dir`.
+
+    Those that draw 70,000 digits or compile each operation by itself are slow.
+    """
     for item in items:
+        if item.name.endswith((".load_data", ".augment", ".handwriting")):
+            item.add_marker(pytest.mark.slow)
         if item.name == "jaxmnist.datasets.mnist.load_mnist":
             needs = "JAXMNIST_DATA_DIR" not in os.environ
             item.add_marker(pytest.mark.skipif(needs, reason="JAXMNIST_DATA_DIR names no MNIST"))

@@ -167,7 +167,10 @@ def test_a_parameter_that_is_not_finite_is_a_divergence():
     assert set(map(tuple, curves_of(results, 0).values())) == {(1.0, None)}
 
 
-@pytest.mark.parametrize("place", ["study.log", "sqlite:///study.db#mine"])
+@pytest.mark.parametrize(
+    "place",
+    ["study.log", pytest.param("sqlite:///study.db#mine", marks=pytest.mark.slow)],
+)
 def test_stopped_at_any_moment_it_goes_on(start, tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     expected, _ = finish(start(None, *SPECS, seeds=3))

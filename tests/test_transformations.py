@@ -120,7 +120,7 @@ def plain():
 
 
 @pytest.mark.parametrize("through", THROUGH)
-@pytest.mark.parametrize("kind", ["step", "run"])
+@pytest.mark.parametrize("kind", ["step", pytest.param("run", marks=pytest.mark.slow)])
 def test_composes(toy, plain, kind, through):
     """The result is the one without the transformation, and the step is traced once."""
     objective = counting(stateful)
