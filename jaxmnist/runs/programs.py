@@ -103,8 +103,8 @@ def compile_programs(
         return {name: evaluate(metrics_fn, params, data) for name, data in test_sets.items()}
 
     tests = place(dict(test_sets))
-    where = tests["test"].labels.sharding
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
+    placed = tests["test"].labels.sharding
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes)
     order = np.arange(len(train_set.labels), dtype=np.int32)
     lowered = [
         jax.jit(epoch, donate_argnums=0).lower(shapes, *inputs(order)),
@@ -114,7 +114,7 @@ def compile_programs(
         train, test = pool.map(lambda program: program.compile(), lowered)
     for program in (train, test):
         size = getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
-        check_memory(size, next(iter(where.device_set)), "a step of this size")
+        check_memory(size, next(iter(placed.device_set)), "a step of this size")
 
     def train_epoch(state: TrainState, order: Any) -> tuple[TrainState, jax.Array]:
         state, metrics = train(state, *inputs(order))
