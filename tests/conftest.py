@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
     Those that draw 70,000 digits or compile each operation by itself are slow.
     """
     for item in items:
-        if item.name.endswith((".load_data", ".augment", ".handwriting")):
+        if item.name.endswith((".load_data", ".load_synthetic", ".augment", ".handwriting")):
             item.add_marker(pytest.mark.slow)
         if item.name == "jaxmnist.datasets.mnist.load_mnist":
             needs = "JAXMNIST_DATA_DIR" not in os.environ
