@@ -48,7 +48,7 @@ def compile_population(
     Args:
         run: `run(member, data) -> arrays`, pure: what is done for one member.
         members: a pytree of arrays `[members, ...]`, what the members differ in: seeds, learning
-            rates, whole training states.
+            rates, whole training states. Only shapes and dtypes are read.
         data: what all members read, a pytree of arrays; it is copied to each device once.
         devices: where to compute, by default all of this process. A CPU is a single one unless
             `jax_num_cpu_devices` says otherwise; one a core is the quickest by far.
@@ -85,12 +85,13 @@ def compile_population(
             free = min(found["bytes_limit"] - found["bytes_in_use"] for found in stats)
     usable = math.inf if free is None else MEMORY_SHARE * free
     mesh = jax.make_mesh((len(devices),), ("members",), (AxisType.Auto,), devices=devices)
-    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     while True:
         calls = -(-count // (width * mesh.size))
         width = -(-count // (calls * mesh.size))  # no more than needed to end in as many calls
-        chunk = _put(members, np.arange(width * mesh.size) % count, mesh)
-        lowered = _lower(run, chunk, data, mesh, width)
+        rows = np.arange(width * mesh.size) % count
+        # Shapes only: nothing is put on a device before it is known to fit.
+        chunk = jax.eval_shape(_take, members, rows)
+        lowered = _lower(run, chunk, jax.eval_shape(lambda data: data, data), mesh, width)
         if width > 1 and "rng_bit_generator" in lowered.as_text():
             width = 1
             continue
@@ -107,6 +108,7 @@ def compile_population(
                 "smaller model or batch size, or fewer cores by JAX_NUM_CPU_DEVICES=N"
             )
         width = max(1, min(width - 1, int(width * usable / memory)))
+    data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     return Population(program, data, mesh, width * mesh.size, memory)
 
 
@@ -121,10 +123,10 @@ def run_chunks(population: Population, members: Any) -> Iterator[Chunk]:
         The row numbers of a chunk's members, and their results: what `run` gives, as NumPy arrays
         (typed PRNG keys as JAX's) with the axis `[chunk]` in front.
     """
-    count = num_examples(members)
+    count, split = num_examples(members), NamedSharding(population.mesh, PartitionSpec("members"))
     for first in range(0, count, population.chunk):
         rows = np.arange(first, first + population.chunk) % count  # the last call is filled up
-        chunk = _put(members, rows, population.mesh)
+        chunk = jax.device_put(_take(members, rows), split)
         results = jax.device_get(population.program(chunk, population.data))
         real = min(population.chunk, count - first)
         yield rows[:real], jax.tree.map(lambda x, real=real: x[:real], results)
@@ -140,10 +142,9 @@ def run_population(population: Population, members: Any) -> Any:
     return jax.tree.map(concatenate, *(results for _, results in run_chunks(population, members)))
 
 
-def _put(members: Any, rows: Int[np.ndarray, " chunk"], mesh: Mesh) -> Any:
-    """These members, the same number on each device."""
-    chunk = jax.tree.map(lambda x: x[rows], members)
-    return jax.device_put(chunk, NamedSharding(mesh, PartitionSpec("members")))
+def _take(members: Any, rows: Any) -> Any:
+    """The members in these rows."""
+    return jax.tree.map(lambda x: x[rows], members)
 
 
 def _lower(run: Run, chunk: Any, data: Any, mesh: Mesh, width: int) -> jax.stages.Lowered:
@@ -160,4 +161,5 @@ def _lower(run: Run, chunk: Any, data: Any, mesh: Mesh, width: int) -> jax.stage
     mapped = jax.shard_map(
         run_all, mesh=mesh, in_specs=(split, shared), out_specs=split, check_vma=False
     )
-    return jax.jit(mapped).lower(chunk, data)
+    placed = NamedSharding(mesh, split), NamedSharding(mesh, shared)
+    return jax.jit(mapped, in_shardings=placed).lower(chunk, data)
