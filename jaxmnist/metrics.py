@@ -72,13 +72,7 @@ def calibration(
 def classification_metrics(
     log_probabilities: Float[AnyArray, "n classes"], labels: Int[AnyArray, " n"]
 ) -> dict[str, Any]:
-    """Loss (nats), accuracy and all of this module in JSON's types; None for what is not finite.
-
-    The accuracy comes with a 95 % interval, Wilson's: E. B. Wilson, "Probable inference, the law of
-    succession, and statistical inference", JASA 22 (1927), 209-212.
-    """
-    from scipy.stats import binomtest
-
+    """Loss (nats), accuracy and all of this module in JSON's types; None for what is not finite."""
     table, labels = np.asarray(log_probabilities, np.float64), np.asarray(labels)
     confusion = confusion_matrix(labels, table.argmax(axis=1), table.shape[1])
     right, n = int(confusion.trace()), len(table)
@@ -91,13 +85,27 @@ def classification_metrics(
     return {
         "loss": loss,
         "accuracy": right / n,
-        "accuracy_interval": list(binomtest(right, n).proportion_ci(method="wilson")),
+        "accuracy_interval": accuracy_interval(right, n),
         "precision": _numbers(precision),
         "recall": _numbers(recall),
         "ece": ece,
         "calibration": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
         "confusion": confusion.tolist(),
     }
+
+
+def accuracy_interval(right: int, n: int) -> list[float]:
+    """The 95 % interval of an accuracy, `right` of `n`: low, high.
+
+    It is Wilson's: E. B. Wilson, "Probable inference, the law of succession, and statistical
+    inference", JASA 22 (1927), 209-212.
+
+    >>> [round(end, 3) for end in accuracy_interval(9, 10)]
+    [0.596, 0.982]
+    """
+    from scipy.stats import binomtest
+
+    return [float(end) for end in binomtest(right, n).proportion_ci(method="wilson")]
 
 
 def _numbers(values: Iterable[Any]) -> list[float | None]:

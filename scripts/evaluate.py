@@ -111,8 +111,8 @@ def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
     """The accuracy by kind of picture, and a sheet of those that are misread."""
     import numpy as np
     import tqdm
-    from scipy.stats import binomtest
 
+    from jaxmnist.metrics import accuracy_interval
     from jaxmnist.pictures import Reader
     from jaxmnist.plots import contact_sheet, save_figure
 
@@ -130,7 +130,7 @@ def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
         save_figure(contact_sheet(images, titles, heading), options.plot)
     kinds = list[dict[str, Any]]()
     for kind, found in right.items():
-        ends = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
+        ends = accuracy_interval(sum(found), len(found))
         share = sum(found) / len(found)
         kinds.append(dict(kind=kind, pictures=len(found), accuracy=share, accuracy_interval=ends))
     if options.json:
