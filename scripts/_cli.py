@@ -180,11 +180,12 @@ def parse(words: Sequence[str], kind: type, about: str, recipes: Recipes) -> Any
     first = _Parser(add_help=False)
     first.add_argument("--recipe", nargs="?")
     recipe = recipes.get(first.parse_known_args(words)[0].recipe, {})
-    fields = [field for group in groups(kind).values() for field in group]
+    sections = groups(kind)
+    fields = [field for group in sections.values() for field in group]
     given = [x.metadata["metavar"] for x in fields if x.metadata["positional"]]
     parser = _Parser(description=about, usage=" ".join(["%(prog)s [options]", *given]))
     values = {field.name: recipe.get(field.name, field.default) for field in fields}
-    for title, group in groups(kind).items():
+    for title, group in sections.items():
         section = parser.add_argument_group(title) if title else parser
         for field in group:
             _add(section, field, values[field.name])
