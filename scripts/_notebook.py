@@ -132,9 +132,11 @@ def execute(path: Path) -> Any:
         text = re.sub("^# ?", "", source, flags=re.MULTILINE) if mark else source
         notebook.cells.append(new_cell(text, id=str(len(notebook.cells))))
     where = {"metadata": {"path": str(path.parent)}}
-    options = {"resources": where, "record_timing": False, "coalesce_streams": True}
+    client = nbclient.NotebookClient(
+        notebook, resources=where, record_timing=False, coalesce_streams=True
+    )
     try:
-        nbclient.NotebookClient(notebook, **options).execute()
+        client.execute()
     except nbclient.exceptions.CellExecutionError as error:
         raise JaxmnistError(f"{error.ename}: {error.evalue}") from error
     notebook.metadata = kernel  # Jupyter has added Python's version
