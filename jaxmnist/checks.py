@@ -1,4 +1,4 @@
-"""Mistakes that JAX would ignore silently or report far from their cause, as one clear error.
+"""Clear errors for mistakes that JAX would ignore or report far from their cause.
 
 Shapes, dtypes and names are checked when a function is traced. Values are checked where they are
 known; in a compiled program they are not, and give NaN instead.
@@ -32,7 +32,7 @@ def describe(value: Any) -> str:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless a number of things is an integer and large enough."""
+    """Raise unless a count is an integer and at least `least`."""
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
 
@@ -72,9 +72,9 @@ def check_logits(logits: Any, labels: AnyArray) -> tuple[Any, AnyArray]:
 
 
 def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
-    """Raise where the parameters cannot be trained, or the optimizer's state is not theirs.
+    """Raise if the parameters cannot be trained, or the optimizer's state does not fit them.
 
-    Without this, optax fails far from the cause or broadcasts one shape to the other in silence.
+    Without this, optax fails far from the cause or silently broadcasts one shape to the other.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -87,11 +87,11 @@ def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
 
 
 def merge_metrics(*parts: Metrics) -> Metrics:
-    """All of them, unless one has the name of another one, or a name that evaluation may give."""
+    """All metrics in one dict; a ValueError if two share a name, or one begins with `test_`."""
     names = [name for part in parts for name in part]
     for name in names:
         if names.count(name) > 1 or name.startswith("test_"):
-            raise ValueError(f"a metric cannot be called {name!r}, the name of another")
+            raise ValueError(f"a metric cannot be called {name!r}: the name is taken")
     return {name: value for part in parts for name, value in part.items()}
 
 
@@ -110,6 +110,6 @@ def check_finite(losses: Float[AnyArray, "*shape"], first_step: int = 0) -> None
     if bad.size:
         step = first_step + bad[0] + 1
         cause = "a label or index is out of range, or an image or weight is not finite or scaled"
-        if step > 1:  # the first loss is taken before anything is learnt, at any learning rate
+        if step > 1:  # the first loss is computed before the first update
             cause = f"training has diverged, try a lower learning rate; or {cause}"
         raise NonFiniteLossError(f"the loss of step {step} is {losses[bad[0]]}: {cause}")

@@ -19,9 +19,9 @@ T = TypeVar("T", bound=Examples)
 class Dataset(NamedTuple):
     """Images and labels: all of them, or the ones of a batch.
 
-    It is the notebook's case. Whatever takes a dataset or a batch takes any pytree of arrays, on
-    the host or a device, whose first axis is the examples. MNIST's 60,000 training images are 47 MB
-    as uint8, so the whole set lies on the device once.
+    This is the notebook's case. A function that takes a dataset or a batch takes any pytree of
+    arrays, on the host or a device, whose first axis is the examples. MNIST's 60,000 training
+    images are 47 MB as uint8, so the whole set lies on the device once.
     """
 
     images: Shaped[AnyArray, "n *shape"]  # uint8, or floats that are transformed already
@@ -40,7 +40,7 @@ def num_examples(examples: Examples) -> int:
 
 
 def check_order(order: AnyArray, n: int) -> None:
-    """Raise unless an order is one row of indices and, where they are known, inside the dataset."""
+    """Raise unless an order is one row of indices and, if they are known, inside the dataset."""
     if order.ndim != 1 or not jnp.issubdtype(order.dtype, jnp.integer) or not order.size:
         raise ValueError(f"an order is one row of integers, not {describe(order)}")
     if not isinstance(order, jax.core.Tracer):
@@ -50,7 +50,7 @@ def check_order(order: AnyArray, n: int) -> None:
 
 
 def as_threefry(key: PRNGKeyArray) -> PRNGKeyArray:
-    """The key, for JAX's default generator where it is one of rbg or unsafe_rbg.
+    """Convert an rbg or unsafe_rbg key to JAX's default generator; others stay as they are.
 
     Under vmap these two give a member other numbers than alone, as `jax.random` documents.
     """
@@ -62,8 +62,8 @@ def as_threefry(key: PRNGKeyArray) -> PRNGKeyArray:
 def epoch_order(key: PRNGKeyArray, epoch: int | Int32[Array, ""], n: int) -> Int32[Array, " {n}"]:
     """The shuffled order of an epoch, from the run's key and the epoch's number alone.
 
-    So any epoch can be repeated by itself, and the shuffle is independent of what else is drawn
-    from the same key.
+    So any epoch can be repeated by itself, and other numbers drawn from the same key are
+    independent of the shuffle.
 
     >>> sorted(epoch_order(jax.random.key(0), 0, 4).tolist())
     [0, 1, 2, 3]

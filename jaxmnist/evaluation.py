@@ -1,4 +1,4 @@
-"""How good a model is, measured on every example of a dataset."""
+"""Metrics of a model over every example of a dataset."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def evaluate(
 
     Args:
         fn: `fn(params, batch) -> outputs`, a pytree of arrays `[n, ...]`, a row for each example:
-            `classifier_metrics(model.apply)`, or one of your own.
-        params: what `fn` is given first: the parameters to evaluate, a whole state or module. They
-            need not be those that are trained: an average's, or a schedule-free optimizer's.
+            `classifier_metrics(model.apply)`, or your own.
+        params: the first argument of `fn`: parameters, a whole state or a module. They may be
+            averaged parameters, or those that a schedule-free optimizer evaluates.
         dataset: any pytree of arrays with the examples first, on one device or sharded.
         summarize: `summarize(outputs, dataset) -> metrics`, of the outputs for all examples; by
             default the mean of each.
-        batch_size: how many examples go through the model at once, which bounds the memory.
+        batch_size: examples that go through the model at once; it bounds the memory.
 
     Raises:
         ValueError: the outputs have no row for each example, or there are none.
@@ -86,7 +86,8 @@ def evaluate(
         full = jax.tree.map(lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), dataset)
         outputs = jax.lax.map(lambda batch: outputs_fn(params, batch), full)
         outputs = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs)
-        # A batch of a second size tells examples from classes: the last, or two in one, not run.
+        # Outputs whose first axis is not the examples are found by a batch of another size: the
+        # last one, or else two batches in one, which are traced and not run.
         if whole < n:
             last = outputs_fn(params, jax.tree.map(lambda x: x[whole:], dataset))
             outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)

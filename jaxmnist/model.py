@@ -34,7 +34,8 @@ class MLP(nn.Module):
 
     A layer's "weight" is `[features, inputs]` as in PyTorch, where Flax's own `nn.Dense` has a
     "kernel" `[inputs, features]`: PyTorch's files fit as they are, and XLA makes faster code on
-    CPUs. Tell an optimizer that cares for axes, and select by axes and not by "kernel":
+    CPUs. An optimizer that depends on the axes must be told, and weights are selected by their
+    number of axes, not by the name "kernel":
 
     >>> from optax.contrib import MuonDimensionNumbers, muon
     >>> rows = MuonDimensionNumbers(reduction_axis=1, output_axis=0)
@@ -46,8 +47,8 @@ class MLP(nn.Module):
         classes: how many logits there are.
         log_probs: end in a log-softmax, for `nll_loss`; without it the model gives logits, for
             `cross_entropy`.
-        dtype: what the layers compute in, for instance `jnp.bfloat16`; the parameters stay float32,
-            and so do the logits, since a loss in bfloat16 has two digits.
+        dtype: of the layers' computation, for instance `jnp.bfloat16`; parameters and logits stay
+            float32, since a loss in bfloat16 has two digits.
     """
 
     hidden: Sequence[int] = (128, 64)

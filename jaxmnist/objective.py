@@ -1,4 +1,4 @@
-"""What a training step minimises: any function of the parameters and a batch that gives a loss."""
+"""Objectives, the functions of parameters and a batch that a training step minimises."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def classifier_objective(
     Args:
         apply_fn: `apply_fn(params, images) -> logits`, for instance `MLP().apply`.
         loss_fn: `loss_fn(logits, labels) -> losses`, one number per example as optax's losses give.
-        transform: what happens to a batch's images first, inside the step.
-        augment: `augment(key, images) -> images`, what happens to them before that, at random.
-            Then the objective asks for a key.
+        transform: is applied to a batch's images first, inside the step.
+        augment: `augment(key, images) -> images`, random changes before the transform. The
+            objective then asks for a key.
     """
 
     def objective(params: Params, batch: Examples, *, where: Any = None) -> Any:
@@ -77,7 +77,7 @@ def classifier_losses(
 
 
 def accepts(fn: Any, *keywords: str) -> bool:
-    """Whether something can be called with two arguments and these keywords."""
+    """Whether `fn` can be called with two arguments and these keywords."""
     try:
         inspect.signature(fn).bind(None, None, **dict.fromkeys(keywords))
     except TypeError:
@@ -86,10 +86,10 @@ def accepts(fn: Any, *keywords: str) -> bool:
 
 
 def asks_for(fn: Any) -> dict[str, bool]:
-    """Which of `key`, `model_state`, `where` a function is given, and whether it must be.
+    """Which of `key`, `model_state`, `where` a function takes, and whether each is required.
 
-    They are those that its signature names without a default or with None; what a partial has
-    bound is left alone.
+    These are the keywords that its signature names without a default or with the default None; a
+    keyword that a partial has bound is left alone.
     """
     bound = [layer.keywords for layer in layers(fn) if isinstance(layer, partial)]
     free = {"key", "model_state", "where"}.difference(*bound)
@@ -101,14 +101,14 @@ def asks_for(fn: Any) -> dict[str, bool]:
 
 
 def layers(fn: Any) -> Iterator[Any]:
-    """A function and those that it wraps, the outer ones first."""
+    """A function and the functions that it wraps, outermost first."""
     while fn is not None:
         yield fn
         fn = fn.func if isinstance(fn, partial) else getattr(fn, "__wrapped__", None)
 
 
 def check_objective(objective: Any) -> dict[str, bool]:
-    """What an objective asks for; a TypeError where it cannot be called as one."""
+    """The keywords that an objective asks for; a TypeError if it cannot be called as one."""
     takes, asked = inspect.Signature(), {}
     if callable(objective):
         takes, asked = inspect.signature(objective), asks_for(objective)
@@ -139,7 +139,7 @@ def as_scalar(objective: Objective, asked: dict[str, bool]) -> ScalarObjective:
 
 
 def check_result(result: Any, batch: Examples, model_state: Any) -> tuple[Array, Metrics, Any]:
-    """An objective's loss, metrics and next model state; a TypeError where it returns others."""
+    """An objective's loss, metrics and next model state; a TypeError if it returned others."""
     parts = result if isinstance(result, tuple) else (result, {})
     loss, metrics, next_state = (*parts, model_state, None, None)[:3]
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}

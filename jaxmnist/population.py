@@ -47,17 +47,17 @@ def compile_population(
 
     Args:
         run: `run(member, data) -> arrays`, pure: what is done for one member.
-        members: a pytree of arrays `[members, ...]`, what the members differ in: seeds, learning
+        members: a pytree of arrays `[members, ...]` in which the members differ: seeds, learning
             rates, whole training states. Only shapes and dtypes are read.
-        data: what all members read, a pytree of arrays; it is copied to each device once.
-        devices: where to compute, by default all of this process. A CPU is a single one unless
-            `jax_num_cpu_devices` says otherwise; one a core is the quickest by far.
+        data: a pytree of arrays that all members read; it is copied to each device once.
+        devices: where to compute; by default all devices of this process. A CPU counts as one
+            device unless `jax_num_cpu_devices` says otherwise; one a core is fastest by far.
         width: how many members a device computes at once, at most. By default
             `ACCELERATOR_WIDTH`, but 1 on CPUs, where one member fills a core: of 8 in a vmap each
             takes 15 % longer. It is 1 too where the program draws numbers by XLA's own generator
             (`rbg`), which under vmap gives other numbers than alone.
-        free: bytes that are free on each device, of which `MEMORY_SHARE` may be used. By default
-            what JAX knows of the device; it knows nothing of CPUs, so there is no limit on them.
+        free: free bytes on each device, of which `MEMORY_SHARE` may be used. By default JAX is
+            asked; it does not know a CPU's memory, so CPUs have no limit then.
 
     Raises:
         ValueError: there are no members, or the arrays have not the same number of them.

@@ -39,17 +39,17 @@ class TrainState(NamedTuple):
     def create(
         cls, params: Params, tx: Optimizer, *, key: Any = None, model_state: Any = None
     ) -> TrainState:
-        """The state before the first step, of parameters that one has.
+        """The state before the first step, of parameters that exist already.
 
-        `key` may be the one that has made them: the state's own is folded in from it, so no step
-        draws the numbers of the initial weights again.
+        `key` may be the key that made them: the state's own is folded in from it, so no step draws
+        the numbers of the initial weights again.
 
         >>> state = TrainState.create({"w": jnp.zeros(3)}, optax.adam(0.1), key=jax.random.key(0))
         >>> int(state.step)
         0
         """
         key = None if key is None else jax.random.fold_in(as_threefry(key), _STEP)
-        # They may hold the parameters, and a buffer that is there twice cannot be donated.
+        # These may hold the parameters' own buffers; a buffer that occurs twice cannot be donated.
         opt_state, model_state = jax.tree.map(jnp.copy, (tx.init(params), model_state))
         return cls(jnp.zeros((), jnp.int32), params, opt_state, model_state, key)
 
@@ -62,12 +62,12 @@ def init_state(
     A Linen module's collections beside "params", for instance "batch_stats", become `model_state`.
 
     Args:
-        model: any Linen module, or what else has its `init(key, images) -> params`.
+        model: a Linen module, or any object with `init(key, images) -> params`.
         tx: any optax optimizer.
         key: makes the parameters and the keys of the steps. `train.py --seed S` takes
             `jax.random.key(S)`, also for the orders of its epochs.
-        example: one example of what the model takes, a pytree of arrays; by default the 784 pixels
-            of an image.
+        example: one example of the model's input, a pytree of arrays; by default the 784 pixels of
+            an image.
     """
     example = np.zeros(784, np.float32) if example is None else example
     params = model.init(as_threefry(key), jax.tree.map(lambda x: np.asarray(x)[None], example))
@@ -90,19 +90,19 @@ def make_train_step(
     An objective is given the keywords `key`, `model_state` and `where` that its signature names
     without a default or with the default None, and nothing that a `partial` has bound.
 
-    They are the step's own random key; what is carried and not trained; and which rows `[n]` of a
-    padded batch count, or None for all. Only the step of an objective that takes `where` takes it
-    too, `train_step(state, batch, where)`, and only its last batch is padded: the mean of losses
-    `[n]` is masked for it, a scalar loss and its metrics it masks itself.
+    `key` is the step's own random key, `model_state` is carried and not trained, and `where` says
+    which rows `[n]` of a padded batch count (None: all). Only the step of an objective that takes
+    `where` takes it too, `train_step(state, batch, where)`, and only its last batch is padded. The
+    mean of losses `[n]` is masked here; an objective masks a scalar loss and its metrics itself.
 
     Nothing is donated: to reuse the old state's memory, `jax.jit(train_step, donate_argnums=0)`.
 
     Args:
         objective: `objective(params, batch)` gives `loss`, `(loss, metrics)` or `(loss, metrics,
             model_state)`: a scalar or one number per example, a dict of arrays to report, and the
-            next state of what is not trained. A batch is any pytree of arrays, or None.
-        tx: any optax optimizer. One that asks for them gets the loss and the objective, too.
-        value_and_grad: your own in place of `jax.value_and_grad(..., has_aux=True)`; it is given a
+            next model state. A batch is any pytree of arrays, or None.
+        tx: any optax optimizer. Those that take the loss or the objective get them too.
+        value_and_grad: replaces `jax.value_and_grad(..., has_aux=True)`; it is given a
             function of `(params, batch, key, model_state, where)` that returns `(loss, aux)`.
         log: `log(state, grads, updates) -> metrics`, with the state before the update, for instance
             `norms`. These and the objective's are returned beside "loss", the one before it.
@@ -140,7 +140,7 @@ def make_train_step(
         rest = (jax.tree.map(jnp.asarray, batch), key, state.model_state, where)
         (loss, (metrics, model_state)), grads = grad_fn(scalar)(state.params, *rest)
 
-        # optax's line searches hand on what else they are given to value_fn, or refuse it.
+        # optax's line searches pass extra keyword arguments to value_fn.
         def value_fn(params: Params, obj_fn: Any = None, grad_fn: Any = None) -> Any:
             return scalar(params, *rest)[0]
 
@@ -177,7 +177,7 @@ def make_train_epoch(
     Args:
         train_step: a step of `make_train_step`, or one of your own, with any state and metrics.
         batch_size: examples in a batch.
-        remainder: what becomes of the examples that do not fill the last batch. "pad" repeats the
+        remainder: what to do with the examples that do not fill the last batch. "pad" repeats the
             last of them and tells the step by `where` which rows count, so the step is traced once.
             "short" trains on the shorter batch, which is a second trace. "drop" leaves them out.
             By default "pad" for a step that takes `where`, and else "short".
@@ -201,7 +201,7 @@ def make_train_epoch(
 
         rows = jnp.pad(order, (0, -order.size % batch_size), mode="edge").reshape(-1, batch_size)
         state, metrics = scan_steps(step, state, rows, order.size, remainder)
-        # For an index outside JAX takes the nearest example and says nothing.
+        # JAX silently takes the nearest example for an index that is out of range.
         inside = jnp.all((rows >= 0) & (rows < num_examples(dataset)), axis=1)
 
         def mark(values: Array) -> Array:
@@ -234,14 +234,14 @@ def train(
 
     Args:
         train_step: as in `make_train_epoch`, like `batch_size` and `remainder`.
-        state: what the first step is given, for instance of `init_state`.
+        state: the state before the first step, for instance that of `init_state`.
         dataset: any pytree of arrays with the examples first.
         key: makes the order of every epoch; `jax.random.key(S)` those of `train.py --seed S`.
         epochs: how often every example is seen.
         test: `test(state) -> metrics` after each epoch, for instance
             `lambda state: evaluate(classifier_metrics(model.apply), state.params, test_set)`.
         first_epoch: the number of the first of these epochs. By default it follows from the state's
-            step, so that a run that goes on sees new orders; 0 for a state that has no `step`.
+            step, so a run that is continued sees new orders; 0 for a state without a `step`.
 
     Returns the last state, the steps' metrics, with the axes [epochs, steps, ...], and those of
     `test`, under "test_" and their name, with the axes [epochs, ...].
@@ -272,8 +272,8 @@ def train(
 
 
 def _steps_done(state: Any) -> Int32[Array, ""]:
-    """The `step` of a state, or of the first part of a state of one's own that has one; else 0."""
+    """The `step` of a state, or of the first part of a custom state that has one; else 0."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     steps = [leaf for path, leaf in leaves if jax.tree_util.keystr(path[-1:]) == ".step"]
-    # Vmapped states, of one order, have a step for each member.
+    # A vmapped state has a step for each member, and all are equal.
     return jnp.ravel(jnp.asarray([*steps, 0][0]))[0].astype(jnp.int32)
