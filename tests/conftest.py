@@ -9,6 +9,7 @@ import functools
 import gzip
 import math
 import os
+import resource
 import signal
 import struct
 from pathlib import Path
@@ -45,8 +46,9 @@ def pytest_collection_modifyitems(items):
 
     Those that draw 70,000 digits or compile each operation by itself are slow.
     """
+    slow = (".load_data", ".load_synthetic", ".augment", ".handwriting", ".train")
     for item in items:
-        if item.name.endswith((".load_data", ".load_synthetic", ".augment", ".handwriting")):
+        if item.name.endswith(slow):
             item.add_marker(pytest.mark.slow)
         if item.name == "jaxmnist.datasets.mnist.load_mnist":
             needs = "JAXMNIST_DATA_DIR" not in os.environ
@@ -63,9 +65,10 @@ def _private_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """The compiled programs of all tests together take gigabytes."""
+    """The compiled programs of all tests together take gigabytes, so not beyond two of them."""
     yield
-    jax.clear_caches()
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 2_000_000:  # kB; bytes on macOS
+        jax.clear_caches()
 
 
 @pytest.fixture

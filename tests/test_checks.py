@@ -27,7 +27,7 @@ from tests.helpers import assert_close
 KEY = jax.random.key(0)
 MODEL = MLP(hidden=(8,))
 TX = optax.sgd(0.1)
-STATE = init_state(MODEL, TX, KEY)
+STATE = jax.jit(lambda key: init_state(MODEL, TX, key))(KEY)
 LOSSES = classifier_objective(MODEL.apply)
 METRICS = classifier_metrics(MODEL.apply)
 RNG = np.random.default_rng(0)
@@ -48,23 +48,15 @@ def returning(result):
 
 RESULTS = {
     "nothing": lambda x: None,
-    "string": lambda x: "loss",
-    "python float": lambda x: 1.0,
     "numpy": lambda x: np.float32(1),
     "integers": lambda x: jnp.arange(100),
-    "booleans": lambda x: x > 1,
-    "complex": lambda x: jax.lax.complex(x.mean(), x.mean()),
-    "list": lambda x: [x],
     "dict": lambda x: {"loss": x.mean()},
     "empty": lambda x: (),
     "four": lambda x: (x, {}, None, 1),
     "column": lambda x: x[:, None],
     "an example less": lambda x: x[1:],
-    "square": lambda x: x.reshape(10, 10),
     "metrics array": lambda x: (x, jnp.ones(3)),
-    "metrics tuple": lambda x: (x, (1, 2)),
     "metric string": lambda x: (x, {"a": "b"}),
-    "metric none": lambda x: (x, {"a": None}),
     "nested": lambda x: (x, STATS),
     "state": lambda x: (x, {}, STATS),
 }
@@ -82,7 +74,7 @@ def test_a_model_state_is_not_taken_for_metrics():
     state = STATE._replace(model_state={"mean": jnp.zeros(3)})
     step = make_train_step(lambda p, b: (LOSSES(p, b), {"mean": jnp.ones(3)}), TX)
     with pytest.raises(TypeError, match=r"here \('float32\[100\]', {'mean': 'float32\[3\]'}\)"):
-        step(state, DATA)
+        jax.jit(step)(state, DATA)
 
 
 OBJECTIVES = {
@@ -91,9 +83,7 @@ OBJECTIVES = {
     "keywords": lambda p, b, **kwargs: 0.0,
     "decorated": lambda *args: 0.0,
     "result": jnp.ones(100),
-    "model": MODEL,
     "apply": MODEL.apply,
-    "optimizer": TX,
 }
 
 
@@ -136,14 +126,13 @@ MISTAKES = {
     ),
     "name test": (step_of(objective=returning(lambda x: (x, {"test_a": x}))), "called 'test_a'"),
     "name twice": (
-        lambda: make_train_step(LOSSES, TX, log=lambda *args: {"loss": 0.0})(STATE, DATA),
+        lambda: jax.jit(make_train_step(LOSSES, TX, log=lambda *args: {"loss": 0.0}))(STATE, DATA),
         "cannot be called 'loss'",
     ),
     "integer images": (labelled(DATA.images.astype(np.int32)), "images are uint8 grey levels"),
     "float labels": (labelled(labels=np.float32(DATA.labels)), r"labels='float32\[100\]'"),
     "one-hot": (labelled(labels=np.eye(10)[DATA.labels]), r"labels='float32\[100, 10\]'"),
     "99 labels": (labelled(labels=DATA.labels[1:]), "output is float32.100, 10. for 99 labels"),
-    "dict": (step_of(DATA._asdict()), "a classifier needs .* as a Dataset"),
     "tuple": (step_of(tuple(DATA)), "a classifier needs .* as a Dataset"),
     "one example": (step_of(Dataset(DATA.images[0], DATA.labels[0])), r"labels='int32\[\]'"),
     "a module": (
@@ -193,18 +182,19 @@ def test_mistakes(case):
         call()
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("order", [np.arange(100).reshape(10, 10), np.ones(100, bool), np.ones(0)])
-def test_an_order_that_is_no_row_of_indices(order, jit):
+@pytest.mark.parametrize("order", [np.arange(100).reshape(10, 10), np.ones(100), np.arange(0)])
+def test_an_order_that_is_no_row_of_indices(order):
     epoch = make_train_epoch(make_train_step(LOSSES, TX))
-    with pytest.raises(ValueError, match=r"an order is one row of integers, not (int|bool|float)"):
-        (jax.jit(epoch) if jit else epoch)(STATE, DATA, order)
+    for call in (epoch, jax.jit(epoch)):
+        with pytest.raises(ValueError, match=r"an order is one row of integers, not (int|float)"):
+            call(STATE, DATA, order)
 
 
-@pytest.mark.parametrize("remainder", ["pad", "short", "drop"])
+@pytest.mark.parametrize("remainder", ["pad", "drop"])
 def test_an_index_outside_the_dataset(remainder):
     """JAX takes the nearest example and says nothing: an error, or NaN in a compiled program."""
     epoch = make_train_epoch(make_train_step(LOSSES, TX), 22, remainder=remainder)
+    jitted = jax.jit(epoch)
     for wrong, step in ((100, 1), (-1, 2), (300, 4)):
         order = np.arange(100)
         order[22 * step] = wrong
@@ -212,46 +202,48 @@ def test_an_index_outside_the_dataset(remainder):
         for call in (epoch, lambda *args: jax.jit(lambda: epoch(*args))()):
             with pytest.raises(ValueError, match=f"from {low} to {high}, outside 0..99"):
                 call(STATE, DATA, order)
-        _, metrics = jax.jit(epoch)(STATE, DATA, order)
+        _, metrics = jitted(STATE, DATA, order)
         expected = np.arange(len(metrics["loss"])) == step
         np.testing.assert_array_equal(np.isnan(metrics["loss"])[: step + 1], expected[: step + 1])
 
 
-@pytest.mark.parametrize("wrong", [-1, 10])
-def test_a_label_outside_the_classes(wrong):
+def test_a_label_outside_the_classes():
     """An error where the label can be seen; in a compiled program NaN, whatever the loss."""
-    labels = DATA.labels.copy()
-    labels[70] = wrong
-    bad, message = Dataset(DATA.images, labels), f"label {wrong} in row 70 is outside .* 0..9"
     optaxs = optax.softmax_cross_entropy_with_integer_labels
-    scores = classifier_metrics(MODEL.apply, optaxs)
-    for call in (
-        lambda: make_train_step(LOSSES, TX)(STATE, bad),
-        lambda: evaluate(scores, STATE.params, bad),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-    metrics = jax.jit(lambda data: evaluate(scores, STATE.params, data))(bad)
-    assert np.isnan([metrics["loss"], metrics["accuracy"]]).all()
-    _, metrics = jax.jit(make_train_epoch(make_train_step(LOSSES, TX)))(STATE, bad, np.arange(100))
-    with pytest.raises(NonFiniteLossError, match=r"loss of step 2 is nan.* a label or index"):
-        check_finite(np.asarray(metrics["loss"]))
+    scores, step = classifier_metrics(MODEL.apply, optaxs), make_train_step(LOSSES, TX)
+    score = jax.jit(lambda data: evaluate(scores, STATE.params, data))
+    epoch = jax.jit(make_train_epoch(step))
+    for wrong in (-1, 10):
+        labels = DATA.labels.copy()
+        labels[70] = wrong
+        bad, message = Dataset(DATA.images, labels), f"label {wrong} in row 70 is outside .* 0..9"
+        for call in (lambda bad=bad: step(STATE, bad), lambda bad=bad: scores(STATE.params, bad)):
+            with pytest.raises(ValueError, match=message):
+                call()
+        metrics = score(bad)
+        assert np.isnan([metrics["loss"], metrics["accuracy"]]).all()
+        _, metrics = epoch(STATE, bad, np.arange(100))
+        with pytest.raises(NonFiniteLossError, match=r"loss of step 2 is nan.* a label or index"):
+            check_finite(np.asarray(metrics["loss"]))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_float_pixels_that_nobody_has_scaled(dtype):
-    bad = Dataset(DATA.images.astype(dtype), DATA.labels)
-    with pytest.raises(ValueError, match=r"images reach beyond 32\.0: give grey levels as uint8"):
-        make_train_step(LOSSES, TX)(STATE, bad)
+def test_float_pixels_that_nobody_has_scaled():
+    step = make_train_step(LOSSES, TX)
+    for dtype in (np.float32, jnp.bfloat16):
+        bad = Dataset(DATA.images.astype(dtype), DATA.labels)
+        with pytest.raises(
+            ValueError, match=r"images reach beyond 32\.0: give grey levels as uint8"
+        ):
+            step(STATE, bad)
     with jax.numpy_dtype_promotion("standard"):
-        _, metrics = labelled(bad.images)()
-        assert np.isnan(metrics["loss"])
-        _, metrics = labelled(bad.images / dtype(255))()
-        assert np.isfinite(metrics["loss"])
+        step = jax.jit(step)
+        assert np.isnan(step(STATE, bad)[1]["loss"])
+        scaled = bad._replace(images=bad.images / jnp.bfloat16(255))
+        assert np.isfinite(step(STATE, scaled)[1]["loss"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_members_are_what_they_are_alone_with_any_generator(impl):
     """Their weights, orders and the keys of their steps; JAX's rbg by itself would mix them up."""
     keys = jax.random.split(jax.random.key(0, impl=impl), 3)

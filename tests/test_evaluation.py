@@ -12,12 +12,12 @@ from tests.helpers import assert_close, counting
 
 MODEL = MLP((8,))
 METRICS = classifier_metrics(MODEL.apply)
-PARAMS = MODEL.init(jax.random.key(0), np.zeros((1, 784), np.float32))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0), np.zeros((1, 784), np.float32))
 RNG = np.random.default_rng(0)
 
 
 def by_hand(dataset):
-    logits = np.float64(MODEL.apply(PARAMS, preprocess(dataset.images)))
+    logits = np.float64(jax.jit(MODEL.apply)(PARAMS, preprocess(dataset.images)))
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     rows = np.arange(len(logits))
     accuracy = np.mean(logits.argmax(axis=1) == dataset.labels)
@@ -26,18 +26,19 @@ def by_hand(dataset):
 
 @pytest.mark.parametrize("batch_size", [1000, 50, 33])
 def test_every_image_counts_once(toy, batch_size):
-    def run(params, dataset):
-        return evaluate(METRICS, params, dataset, batch_size=batch_size)
-
-    got = jax.jit(run)(PARAMS, toy)
+    """Two sizes of a batch are traced: the last, or twice the only one, which is not computed."""
+    apply = counting(MODEL.apply)
+    fn = classifier_metrics(apply)
+    got = jax.jit(lambda p, d: evaluate(fn, p, d, batch_size=batch_size))(PARAMS, toy)
+    assert apply.traces == 2
     assert_close(jax.tree.map(np.asarray, got), jax.tree.map(np.asarray, by_hand(toy)), 1e-6)
     assert {value.dtype for value in got.values()} == {np.dtype(np.float32)}
-    with jax.disable_jit():
-        assert_close(run(PARAMS, toy), got, 1e-6)
 
 
 @pytest.mark.slow
-def test_under_x64_and_strict_promotion(toy, monkeypatch):
+def test_under_any_flags(toy, monkeypatch):
+    with jax.disable_jit():
+        assert_close(evaluate(METRICS, PARAMS, toy, batch_size=33), by_hand(toy), 1e-6)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # uint8 is no `Int` to it
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         for dtype in (np.int64, np.uint8):
@@ -75,7 +76,7 @@ def test_logits_in_bfloat16_give_a_float32_loss(toy):
     np.testing.assert_allclose(got, cross_entropy(logits, toy.labels).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1000, 50, 7])
+@pytest.mark.parametrize("batch_size", [1000, 7])
 def test_anything_with_a_number_per_example(batch_size):
     """A regression on a dict of inputs; weighted, by a summary of all of the outputs."""
     data = {name: RNG.normal(size=(100, k)) for name, k in (("x", 3), ("y", 2), ("weight", 1))}
@@ -101,14 +102,12 @@ def test_anything_with_a_number_per_example(batch_size):
 
 BLIND = {
     "a scalar": lambda params, batch: jnp.mean(batch.labels),
-    "a row for each class": lambda params, batch: MODEL.apply(
-        params, preprocess(batch.images)
-    ).mean(0),
+    "a row for each class": lambda params, batch: jnp.zeros(10),
     "rows twice": lambda params, batch: jnp.concatenate([batch.labels] * 2),
 }
 
 
-@pytest.mark.parametrize("batch_size", [1000, 100, 10, 7])
+@pytest.mark.parametrize("batch_size", [1000, 10, 7])
 @pytest.mark.parametrize("case", BLIND)
 def test_outputs_without_a_row_for_each_example(toy, case, batch_size):
     """Also where there are as many classes as examples in a batch."""
@@ -128,12 +127,3 @@ def test_a_whole_module_as_parameters(toy):
     np.testing.assert_allclose(
         evaluate(fn, net, toy, batch_size=33), fn(net, toy).mean(), rtol=1e-6
     )
-
-
-def test_traces(toy):
-    """Two sizes of a batch: the last one's, or twice the only one's, which is not computed."""
-    for batch_size in (33, 50, 1000):
-        apply = counting(MODEL.apply)
-        fn = classifier_metrics(apply)
-        jax.jit(lambda p, d, fn=fn, b=batch_size: evaluate(fn, p, d, batch_size=b))(PARAMS, toy)
-        assert apply.traces == 2

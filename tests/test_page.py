@@ -209,9 +209,3 @@ def test_the_browser_keeps_it_from_the_network(visit):
     page = visit()
     fetched = "fetch('https://example.invalid/').then(() => 'loaded', error => error.message)"
     assert page.evaluate(fetched) == "Failed to fetch"
-
-
-def test_light_and_dark(visit):
-    colours = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(pad).color]"
-    light, dark = (visit(color_scheme=scheme).evaluate(colours) for scheme in ("light", "dark"))
-    assert light != dark

@@ -39,7 +39,6 @@ from jaxmnist.pictures.predict import read_image
 from jaxmnist.runs.directory import read_run
 from jaxmnist.torch_compat import TorchGenerator, init_params
 from jaxmnist.weights import load_weights, to_safetensors, to_state_dict
-from tests.helpers import ROOT
 
 SECONDS, MEMORY = 5.0, 2**30
 SHAPE = (6, 4, 5)
@@ -54,7 +53,6 @@ LOGS = {  # of a run
     "metrics.jsonl": [ROW, ROW | {"epoch": 2, "step": 4, "test_loss": 1.0625}],
     "steps.jsonl": [{"step": n, "loss": n / 8} for n in range(1, 5)],
 }
-INDEX = b'file,label,kind\na.png,7,ink\nb.png,0,\n"a.png",1,"two, words"\n'
 
 MARK = b'"jaxmnist_checkpoint":"{\\"sha256\\": \\"'
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -226,8 +224,7 @@ def in_folder(folder: Path, name: str, read: Callable[[Path], Any], *rest: Any) 
     """What is read in a folder, in which the file of this name is damaged."""
     files = {log: b"".join(json.dumps(x).encode() + b"\n" for x in LOGS[log]) for log in LOGS}
     np.savez(npz := io.BytesIO(), made_from=np.zeros(2, np.uint8), **ARRAYS)
-    files |= {"it.npz": npz.getvalue(), "index.csv": INDEX, "a.png": b"", "b.png": b""}
-    files["weights.safetensors"] = to_safetensors(PARAMS)
+    files |= {"it.npz": npz.getvalue(), "weights.safetensors": to_safetensors(PARAMS)}
 
     def read_all(path: Path) -> Any:
         for other, content in files.items():
@@ -242,31 +239,6 @@ def read_cache(folder: Path) -> Any:
     with mock.patch.object(cache, "cache_dir", return_value=folder):
         found = cache.load("it", ARRAYS)
     return found and found.values()
-
-
-def read_index(folder: Path) -> Any:
-    with mock.patch.object(sys, "path", [str(ROOT / "scripts"), *sys.path]):
-        import evaluate
-    return [digit for _, digit, _ in evaluate.find_pictures(folder)]
-
-
-def read_journal(path: Path) -> Any:
-    from jaxmnist.runs.study import open_study
-
-    with mock.patch("time.sleep"):  # before it tries again
-        return [trial.value for trial in open_study(str(path)).trials if trial.value is not None]
-
-
-def journal(folder: Path) -> bytes:
-    from optuna import create_trial
-    from optuna.distributions import FloatDistribution
-
-    from jaxmnist.runs.study import open_study
-
-    study, space = open_study(f"{folder}/study"), {"x": FloatDistribution(0, 1)}
-    for n in (1, 2, 3):
-        study.add_trial(create_trial(params={"x": n / 4}, distributions=space, value=n / 8))
-    return (folder / "study").read_bytes()
 
 
 def pt_file() -> bytes:
@@ -298,7 +270,6 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "checkpoint": Kind([saved], read_state, is_checkpoint, st, join_checkpoint),
         "png": Kind(png, read_image, is_picture, split_png, join_png),
         "picture": Kind(others, read_image, is_picture),
-        "index": in_folder(folder, "index.csv", read_index, tells),
     }
     for name, read in {
         "config.json": lambda run: [run.config["options"]["epochs"]],
@@ -308,8 +279,6 @@ def kinds(folder: Path) -> dict[str, Kind]:
         found[name] = in_folder(folder, name, lambda path, read=read: read(read_run(path)), tells)
     if find_spec("torch"):
         found["pt"] = Kind([pt_file()], read_pt, holds, split_zip, join_zip)
-    if find_spec("optuna"):
-        found["journal"] = Kind([journal(folder)], read_journal, tells)
     return found
 
 
