@@ -108,7 +108,6 @@ MISTAKES = {
         lambda: make_train_step(LOSSES, 0.1),
         "tx is an optax optimizer.*not float",
     ),
-    "optimizer factory": (lambda: make_train_step(LOSSES, optax.sgd), "not the function sgd"),
     "params as state": (lambda: step_of(state=STATE.params)(), "state is a TrainState.*not dict"),
     "integer params": (step_of(state=NO_FLOATS), r"params\['n'\] is int32, which has no gradient"),
     "other optimizer": (step_of(tx=ADAM), "opt_state is another optimizer's"),
@@ -131,9 +130,7 @@ MISTAKES = {
     ),
     "integer images": (labelled(DATA.images.astype(np.int32)), "images are uint8 grey levels"),
     "float labels": (labelled(labels=np.float32(DATA.labels)), r"labels='float32\[100\]'"),
-    "one-hot": (labelled(labels=np.eye(10)[DATA.labels]), r"labels='float32\[100, 10\]'"),
     "99 labels": (labelled(labels=DATA.labels[1:]), "output is float32.100, 10. for 99 labels"),
-    "tuple": (step_of(tuple(DATA)), "a classifier needs .* as a Dataset"),
     "one example": (step_of(Dataset(DATA.images[0], DATA.labels[0])), r"labels='int32\[\]'"),
     "a module": (
         step_of(objective=classifier_objective(MODEL)),

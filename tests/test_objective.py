@@ -61,21 +61,14 @@ class Asking:
         return asking(params, batch, key=key, where=where)
 
 
-@functools.wraps(asking)
-def wrapped(*args, **kwargs):
-    return asking(*args, **kwargs)
-
-
 ASKING = {
     "function": (asking, 7),
-    "wrapped": (wrapped, 7),
     "jit": (jax.jit(asking), 7),
     "object": (Asking(), 7),
     "method": (Asking().method, 5),
     "none": (lambda p, b: asking(p, b), 0),
     "star": (lambda p, b, key=None: asking(p, b, key=key), 1),
     "own default": (lambda p, b, key=KEY, where=None: asking(p, b, key=key, where=where), 5),
-    "partial": (functools.partial(asking, key=None), 6),
     "partial of partial": (
         functools.partial(functools.partial(asking, where=None), model_state=None),
         1,

@@ -54,10 +54,12 @@ def run(block: Block, clone: Path, environment: dict[str, str]) -> None:
 def run_documents(clone: Path, environment: dict[str, str], mnist_dir: Path) -> None:
     environment = {**os.environ, "JAXMNIST_DATA_DIR": str(mnist_dir.resolve()), **environment}
     environment["PYTEST_ADDOPTS"] = "tests/test_canary.py"  # not all tests within a test
-    for document in DOCUMENTS:
-        for block in read_blocks(document):
-            if block.language == "sh" and block.kind != "not run":
-                run(block, clone, environment)
+    done: set[str] = set()
+    for block in (block for document in DOCUMENTS for block in read_blocks(document)):
+        commands = {command.strip() for command in re.split("&&|\n", block.text.strip())}
+        if block.language == "sh" and block.kind != "not run" and not commands <= done:
+            run(block, clone, environment)
+            done |= commands
 
 
 @pytest.mark.slow

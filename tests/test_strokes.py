@@ -67,7 +67,6 @@ NEEDED = {
 def test_a_line_that_the_digit_needs_stays(name):
     drawn = picture(lambda pen: pen.line(NEEDED[name], 0, 12, joint="curve"))
     black = drawn < 0.5
-    assert (find_strokes(drawn) > 0.5).mean() > 0
     found = read(drawn)
     rows, columns = (np.flatnonzero((found > 100).any(axis)) for axis in (1, 0))
     height, width = (np.ptp(np.flatnonzero(black.any(axis))) for axis in (1, 0))

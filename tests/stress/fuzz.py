@@ -19,31 +19,26 @@ import struct
 import sys
 import tempfile
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 from PIL import Image
 
 from jaxmnist import checkpoint
-from jaxmnist.datasets import cache
 from jaxmnist.datasets.idx import read_idx
 from jaxmnist.errors import JaxmnistError
 from jaxmnist.pictures.predict import read_image
-from jaxmnist.runs.directory import read_run
+from jaxmnist.runs.directory import Run, read_run
 from jaxmnist.torch_compat import TorchGenerator, init_params
 from jaxmnist.weights import load_weights, to_safetensors, to_state_dict
 
 SECONDS, MEMORY = 5.0, 2**30
 SHAPE = (6, 4, 5)
 IDX = struct.pack(">4I", 0x803, *SHAPE) + bytes(range(120))
-ARRAYS = {"x": np.arange(4000, dtype=np.uint8), "y": np.arange(3, dtype=np.int32)}
 PARAMS = init_params(TorchGenerator(0), (6, 4, 3))
 STATE = {"step": np.int32(7), "params": {"kernel": np.ones((2, 3)), "bias": np.ones(3, "f2")}}
 CONFIG = {"options": {"epochs": 2, "seed": 7}, "identity": {}, "versions": {}}
@@ -156,19 +151,6 @@ def join_png(parts: list[bytes]) -> bytes:
     return content
 
 
-def split_zip(content: bytes) -> list[bytes]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return [name.encode() + b"\0" + archive.read(name) for name in archive.namelist()]
-
-
-def join_zip(parts: list[bytes]) -> bytes:
-    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of two entries of one name
-        for name, _, data in (part.partition(b"\0") for part in parts):
-            archive.writestr(zipfile.ZipInfo(name.decode("latin-1")), data)
-    return file.getvalue()
-
-
 # What the bytes say, found in another way.
 
 
@@ -197,10 +179,6 @@ def is_picture(_: bytes, image: np.ndarray) -> bool:
     return (image.shape, image.dtype) == ((28, 28), np.uint8)
 
 
-def holds(content: bytes, arrays: Any) -> bool:
-    return all(array.tobytes() in content for array in arrays)
-
-
 def tells(content: bytes, numbers: Any) -> bool:
     found = re.findall(rb"-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", content)
     return {f"{x:.5g}" for x in numbers} <= {f"{float(x):.5g}" for x in found}
@@ -220,41 +198,16 @@ def pictures(*formats: tuple[str, str]) -> list[bytes]:
     return files
 
 
-def in_folder(folder: Path, name: str, read: Callable[[Path], Any], *rest: Any) -> Kind:
-    """What is read in a folder, in which the file of this name is damaged."""
+def kinds(folder: Path) -> dict[str, Kind]:
+    """The kinds by name; `folder` is for a checkpoint, and for a run with one damaged file."""
     files = {log: b"".join(json.dumps(x).encode() + b"\n" for x in LOGS[log]) for log in LOGS}
-    np.savez(npz := io.BytesIO(), made_from=np.zeros(2, np.uint8), **ARRAYS)
-    files |= {"it.npz": npz.getvalue(), "weights.safetensors": to_safetensors(PARAMS)}
 
-    def read_all(path: Path) -> Any:
+    def read_log(name: str, numbers: Callable[[Run], Any], path: Path) -> Any:
         for other, content in files.items():
             (folder / other).write_bytes(content)
         shutil.copyfile(path, folder / name)
-        return read(folder)
+        return numbers(read_run(folder))
 
-    return Kind([files[name]], read_all, *rest)
-
-
-def read_cache(folder: Path) -> Any:
-    with mock.patch.object(cache, "cache_dir", return_value=folder):
-        found = cache.load("it", ARRAYS)
-    return found and found.values()
-
-
-def pt_file() -> bytes:
-    import torch
-
-    state = {name: torch.from_numpy(array) for name, array in to_state_dict(PARAMS).items()}
-    torch.save(state, file := io.BytesIO())
-    return file.getvalue()
-
-
-def read_pt(path: Path) -> Any:
-    return [number for array in to_state_dict(load_weights(path)).values() for number in array.flat]
-
-
-def kinds(folder: Path) -> dict[str, Kind]:
-    """The kinds by name; `folder` is for those that are read in one."""
     saved = checkpoint.save(folder, STATE, step=7, config={"hidden": [2, 3]}).read_bytes()
     read_state, read_shape = partial(checkpoint.load, like=STATE), partial(read_idx, shape=SHAPE)
     png = pictures(*(("PNG", mode) for mode in ("L", "RGB", "P", "1", "I;16", "RGBA", "LA")))
@@ -262,23 +215,21 @@ def kinds(folder: Path) -> dict[str, Kind]:
     png.append(join_png([header, b"zTXtkey\0\0" + zlib.compress(bytes(10_000_000)), *chunks]))
     others = pictures(("JPEG", "L"), ("GIF", "P"), ("BMP", "L"))
     st, safetensors = split_safetensors, to_safetensors(PARAMS)
+    files["weights.safetensors"] = safetensors
     found = {
         "idx": Kind([IDX], read_shape, is_idx),
         "idx.gz": Kind([join_gzip([IDX])], read_shape, is_idx, split_gzip, join_gzip),
-        "cache": in_folder(folder, "it.npz", read_cache, holds, split_zip, join_zip),
         "weights": Kind([safetensors], load_weights, is_weights, st, join_safetensors),
         "checkpoint": Kind([saved], read_state, is_checkpoint, st, join_checkpoint),
         "png": Kind(png, read_image, is_picture, split_png, join_png),
         "picture": Kind(others, read_image, is_picture),
     }
-    for name, read in {
+    for name, numbers in {
         "config.json": lambda run: [run.config["options"]["epochs"]],
         "metrics.jsonl": lambda run: [record["test_loss"] for record in run.records],
         "steps.jsonl": lambda run: run.losses[np.isfinite(run.losses)],
     }.items():
-        found[name] = in_folder(folder, name, lambda path, read=read: read(read_run(path)), tells)
-    if find_spec("torch"):
-        found["pt"] = Kind([pt_file()], read_pt, holds, split_zip, join_zip)
+        found[name] = Kind([files[name]], partial(read_log, name, numbers), tells)
     return found
 
 
@@ -297,8 +248,6 @@ def judge(kind: Kind, path: Path, content: bytes) -> str:
         with warnings.catch_warnings(action="error"):
             result = kind.read(path)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if result is None:  # the cache's way
-            return "refused"
         return "accepted" if kind.says(content, result) else "accepted, but not as it is"
     except JaxmnistError as error:
         if isinstance(error.__cause__, MemoryError | Warning | TimeoutError):
