@@ -1,4 +1,4 @@
-"""Confusion, precision, recall and calibration of a classifier on a test set. NumPy.
+"""Confusion, precision and recall of a classifier on a test set. NumPy.
 
 >>> confusion = confusion_matrix(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), 2)
 >>> confusion.tolist()
@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
@@ -41,34 +41,6 @@ def precision_recall(
         return np.diag(counts) / counts.sum(axis=0), np.diag(counts) / counts.sum(axis=1)
 
 
-class Calibration(NamedTuple):
-    """How far a model's confidence is from its accuracy; a bin without examples has NaN."""
-
-    ece: float  # expected calibration error: mean distance of the two, weighted by the counts
-    counts: Int64[np.ndarray, " bins"]  # examples in each bin
-    confidence: Float64[np.ndarray, " bins"]  # mean of their largest probabilities
-    accuracy: Float64[np.ndarray, " bins"]  # share of them that is right
-
-
-def calibration(
-    probabilities: Float[AnyArray, "n classes"], labels: Int[AnyArray, " n"], bins: int = 15
-) -> Calibration:
-    """Expected calibration error over bins of equal width, and the bins (a reliability diagram).
-
-    Bin m of M, from 1, holds the examples whose largest probability is in ((m - 1)/M, m/M]: C. Guo,
-    G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017,
-    equation 3.
-    """
-    table = np.asarray(probabilities, np.float64)
-    largest, right = table.max(axis=1), table.argmax(axis=1) == np.asarray(labels)
-    index = np.clip(np.ceil(largest * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    confidences, rights = (np.bincount(index, x, bins) for x in (largest, right))
-    ece = float(np.abs(confidences - rights).sum() / len(table))
-    with np.errstate(invalid="ignore"):
-        return Calibration(ece, counts, confidences / counts, rights / counts)
-
-
 def classification_metrics(
     log_probabilities: Float[AnyArray, "n classes"], labels: Int[AnyArray, " n"]
 ) -> dict[str, Any]:
@@ -76,20 +48,14 @@ def classification_metrics(
     table, labels = np.asarray(log_probabilities, np.float64), np.asarray(labels)
     confusion = confusion_matrix(labels, table.argmax(axis=1), table.shape[1])
     right, n = int(confusion.trace()), len(table)
-    precision, recall = precision_recall(confusion)
-    error, counts, *shares = calibration(np.exp(table), labels)
-    loss, ece = _numbers([-table[np.arange(n), labels].mean(), error])
-    edges = (np.arange(len(counts) + 1) / len(counts)).tolist()
-    columns = (edges[:-1], edges[1:], counts.tolist(), *map(_numbers, shares))
-    names = ("over", "up_to", "images", "confidence", "accuracy")
+    precision, recall = map(_numbers, precision_recall(confusion))
+    (loss,) = _numbers([-table[np.arange(n), labels].mean()])
     return {
         "loss": loss,
         "accuracy": right / n,
         "accuracy_interval": accuracy_interval(right, n),
-        "precision": _numbers(precision),
-        "recall": _numbers(recall),
-        "ece": ece,
-        "calibration": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
+        "precision": precision,
+        "recall": recall,
         "confusion": confusion.tolist(),
     }
 

@@ -126,30 +126,26 @@ def mistake_grid(
         for row, label in zip(probabilities[worst], labels[worst], strict=True)
     ]
     title = f"The {len(worst)} most confident mistakes" if titles else "No test image was mistaken"
-    return contact_sheet(images[worst], titles, title, columns)
+    return contact_sheet(list(zip(images[worst], titles, strict=True)), title, columns)
 
 
-def contact_sheet(images: Images, titles: Sequence[str], title: str, columns: int = 8) -> "Figure":
+def contact_sheet(
+    pictures: Sequence[tuple[UInt8[np.ndarray, "height width"], str]], title: str, columns: int = 8
+) -> "Figure":
     """Images side by side, dark on light, with a title above each and one for all."""
-    rows = max(1, math.ceil(len(images) / columns))
+    rows = max(1, math.ceil(len(pictures) / columns))
     figure = _figure(1.15 * columns, 1.5 * rows + 0.4, title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    for axes, image, name in zip(grid, images, titles, strict=False):
-        axes.imshow(image, "gray_r", vmin=0, vmax=255)
-        axes.set_title(name, size=9, parse_math=False)
+    for axes, (image, name) in zip(grid, pictures, strict=False):
+        _show_digit(axes, image, name)
     return figure
 
 
 def digit_grid(images: UInt8[np.ndarray, "rows columns height width"], title: str) -> "Figure":
     """The images side by side, white on black."""
-    rows, columns = images.shape[:2]
-    figure = _figure(columns * 0.42, rows * 0.42 + 0.35, title)
-    axes = figure.subplots()
-    axes.imshow(_tiled(images), "gray", vmin=0, vmax=255)
-    axes.set_axis_off()
-    return figure
+    return _tiled(images, title, inches=0.42, cmap="gray", vmin=0, vmax=255).figure
 
 
 def weight_grid(
@@ -169,14 +165,11 @@ def weight_grid(
     limit = max(float(np.nanmax(np.abs(tiles))), 1e-12)
     which = "all" if len(chosen) == len(weight) else f"{most} largest of"
     title = f"First-layer weights: {which} {len(weight)} units"
-    figure = _figure(columns * 0.5, rows * 0.5 + 1.3, title)
-    axes = figure.subplots()
-    tiled = _tiled(tiles.reshape(rows, columns, 30, 30))
-    shown = axes.imshow(tiled, "RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
-    axes.set_axis_off()
+    style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    shown = _tiled(tiles.reshape(rows, columns, 30, 30), title, inches=0.5, **style)
     label = "weight of a pixel (above 0: ink raises the sum)"
-    figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
-    return figure
+    shown.figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
+    return shown.figure
 
 
 def probability_figure(
@@ -187,13 +180,10 @@ def probability_figure(
     rows = math.ceil(len(images) / columns)
     title = "Digits as the model sees them, and their probabilities"
     figure = _figure(6 * columns, 2.6 * rows + 0.4, title)
-    grid = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=(1, 1.7) * columns)
-    for axes in [*grid[:, ::2].flat, *grid.flat[2 * len(images) :]]:
-        axes.set_axis_off()
-    pairs = zip(grid.reshape(-1, 2), images, probabilities, names, strict=False)
-    for (left, right), image, row, name in pairs:
-        left.imshow(image, "gray_r", vmin=0, vmax=255)
-        left.set_title(_short(name, 24), size=9, parse_math=False)
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=(1, 1.7) * columns)
+    for k, (image, row, name) in enumerate(zip(images, probabilities, names, strict=True)):
+        left, right = (figure.add_subplot(grid[place]) for place in (2 * k, 2 * k + 1))
+        _show_digit(left, image, _short(name, 24))
         colors = [COLORS[int(digit == row.argmax())] for digit in range(len(row))]
         bars = right.barh(np.arange(len(row)), row, color=colors)
         right.bar_label(bars, [percent(p) for p in row], padding=3, fontsize=8)
@@ -231,10 +221,20 @@ def _figure(width: float, height: float, title: str) -> "Figure":
     return figure
 
 
-def _tiled(images: np.ndarray) -> np.ndarray:
-    """Rows of images, `[rows, columns, height, width]`, as one image."""
-    rows, _, height, _ = images.shape
-    return images.swapaxes(1, 2).reshape(rows * height, -1)
+def _tiled(images: np.ndarray, title: str, inches: float, **style: Any) -> Any:
+    """A figure of rows of images, `[rows, columns, height, width]`, each of this many inches."""
+    rows, columns, height, _ = images.shape
+    axes = _figure(columns * inches, rows * inches + 0.5, title).subplots()
+    axes.set_axis_off()
+    whole = images.swapaxes(1, 2).reshape(rows * height, -1)
+    return axes.imshow(whole, interpolation="none", **style)
+
+
+def _show_digit(axes: Any, image: np.ndarray, title: str) -> None:
+    """A digit, dark on light."""
+    axes.set_axis_off()
+    axes.imshow(image, "gray_r", vmin=0, vmax=255)
+    axes.set_title(title, size=9, parse_math=False)
 
 
 def _short(name: str, most: int) -> str:

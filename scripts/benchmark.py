@@ -20,10 +20,10 @@ import _cli as cli
 # isort: split
 import dataclasses
 import importlib.util
+import itertools
 import json
 import platform
 import re
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -36,12 +36,12 @@ from typing import Any, NamedTuple
 import _options as o
 from _output import markdown
 
-Turn = dict[str, Any]  # a program's "whole" and "training" seconds, or its "problem"
-Result = dict[str, list[Turn]]  # by program
+Turn = dict[str, float]  # the "whole" and "training" seconds of a program, and its "loss"
+Turns = dict[str, list[Turn]]  # by program
 
 
 class Program(NamedTuple):
-    """A program to time. It prints its result as a line of JSON, or as scripts/train.py does."""
+    """A program to time. It reports its training as scripts/train.py does."""
 
     label: str
     path: str  # within scripts/
@@ -50,7 +50,6 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "ours": Program("jaxmnist", "train.py"),
-    "first": Program("jaxmnist, first start, empty cache", "train.py"),
     "numpy": Program("NumPy by hand, OpenBLAS", "peers/numpy_openblas.py"),
     "linen": Program("Flax Linen, a step per batch", "peers/flax_linen.py"),
     "nnx": Program("Flax NNX, a step per batch", "peers/flax_nnx.py"),
@@ -61,14 +60,14 @@ PROGRAMS = {
 }
 GROWING = {"ours": Program("jaxmnist", "peers/ours.py")}
 GROWING |= {name: PROGRAMS[name] for name in ("compiled", "linen", "numpy")}
-# The notebook's training with one change, for `--growth`.
+# An epoch of the notebook's training with one change, for `--growth`; the images are enough for
+# half a second. PyTorch trains many models as a vmap, Linen and NumPy one after the other.
+WIDTHS = {64: 57_344, 256: 32_768, 1024: 8_192, 4096: 1_024}
 GROWTH: dict[str, dict[str, Any]] = {
-    **{f"batch of {size:,}": {"batch": size} for size in (16, 64, 256, 1024, 4096)},
-    **{f"width {width:,}": {"hidden": (width, width)} for width in (64, 256, 1024, 4096)},
-    **{f"{count} models": {"models": count} for count in (4, 16, 64)},
+    **{f"batch of {n:,}": {"batch": n, "images": 57_344} for n in (16, 64, 256, 1024, 4096)},
+    **{f"width {n:,}": {"hidden": (n, n), "images": images} for n, images in WIDTHS.items()},
+    **{f"{n} models": {"models": n, "images": 65_536 // n} for n in (4, 16, 64)},
 }
-# What a program finds of the environment: no number of threads, no flags of XLA or PyTorch.
-KEPT = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")
 
 
 def a_program(name: str) -> str | None:
@@ -82,7 +81,7 @@ class Options:
 
     runs: int = cli.option(7, "How many turns are timed.", o.at_least(1))
     only: tuple[str, ...] = cli.option(
-        (), f"Only these programs: {', '.join(PROGRAMS)}.", a_program, metavar="NAME"
+        (), f"Time ours beside these only: {', '.join(PROGRAMS)}.", a_program, metavar="NAME"
     )
     growth: bool = cli.option(
         False, "Show how the time of an image grows with the batch, the width and the models."
@@ -98,133 +97,94 @@ def main(options: Options) -> None:
 
     from jaxmnist.plots import save_figure
 
-    jobs = {name: (PROGRAMS[name], Turn()) for name in options.only or PROGRAMS}
-    if options.growth:
-        jobs = {
-            f"{point}, {name}": (program, changes | {"epochs": 1, "images": images(changes)})
-            for point, changes in GROWTH.items()
-            for name, program in GROWING.items()
-        }
-    jobs = {name: job for name, job in jobs.items() if importlib.util.find_spec(job[0].needs)}
-    result: Result = {name: [] for name in jobs}
+    names = {"ours", *(options.only or PROGRAMS)}
+    programs = {
+        name: program
+        for name, program in (GROWING if options.growth else PROGRAMS).items()
+        if name in names and importlib.util.find_spec(program.needs)
+    }
+    points = GROWTH if options.growth else {"the notebook's training": {}}
+    result = {point: {name: list[Turn]() for name in programs} for point in points}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ("growth.json" if options.growth else "programs.json")
     with tempfile.TemporaryDirectory() as work:
-        prepare(Path(work))
+        data = write_data(Path(work))
         for turn in tqdm.trange(options.runs + 1, unit="turn", leave=False, disable=None):
-            for name, (program, changes) in jobs.items():
-                found = run(Path(work), program, changes, first=name == "first")
+            for point, name in itertools.product(points, programs):
+                found = run(programs[name], data, points[point])
                 if turn:  # the first one warms up
-                    result[name].append(found)
+                    result[point][name].append(found)
             file.write_text(json.dumps({"machine": machine(), "turns": result}, indent=1))
-    print(f"{machine()}\n\n{growth_table(result) if options.growth else table(result)}\n")
+    (first, *_) = result.values()
+    print(f"{machine()}\n\n{growth_table(result) if options.growth else table(first)}\n")
     print(f"Median (smallest to largest) of {options.runs} turns; ratios within a turn.")
-    for name, turns in result.items():
-        for problem in {turn["problem"] for turn in turns if "problem" in turn}:
-            print(f"{name}: {problem}")
-    if not options.growth and any(values(turns, "whole") for turns in result.values()):
-        save_figure(chart(result), options.out / "programs.png")
+    if not options.growth:
+        save_figure(chart(first), options.out / "programs.png")
     print(f"Wrote {options.out}")
 
 
-def prepare(work: Path) -> None:
-    """Write MNIST where the peers read it, and into the cache that ours starts from."""
+def write_data(directory: Path) -> Path:
+    """Write MNIST into the file that the peers read."""
     import numpy as np
 
     from jaxmnist import load_mnist
-    from jaxmnist.datasets.cache import cache_dir
 
-    arrays = dict[str, Any]()
-    for prefix, part in zip(("", "test_"), load_mnist(), strict=True):
-        arrays[f"{prefix}images"] = np.asarray(part.images).reshape(-1, 784)
-        arrays[f"{prefix}labels"] = np.asarray(part.labels)
-    np.savez(work / "mnist.npz", **arrays)
-    (work / "data").mkdir()
-    for path in cache_dir().glob("mnist*"):
-        shutil.copy(path, work / "data")
+    images, labels = map(np.asarray, load_mnist()[0])
+    np.savez(directory / "mnist.npz", images=images.reshape(-1, 784), labels=labels)
+    return directory / "mnist.npz"
 
 
-def run(work: Path, program: Program, changes: Turn, *, first: bool) -> Turn:
-    """Run a program once, in a new cache if it is to be its first start."""
-    cache = work / ("first" if first else "warm")
-    if first:
-        shutil.rmtree(cache, ignore_errors=True)
-    if not cache.exists():
-        shutil.copytree(work / "data", cache)
-    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
-    environment |= {"JAXMNIST_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor"}
-    words = [] if program.path == "train.py" else [f"{work}/mnist.npz", json.dumps(changes)]
+def run(program: Program, data: Path, change: Mapping[str, Any]) -> Turn:
+    """Run a program once."""
+    from jaxmnist import JaxmnistError
+
+    words = [] if program.path == "train.py" else [str(data), json.dumps(change)]
     command = [sys.executable, os.path.join(HERE, program.path), *words]
     start = time.perf_counter()
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     whole = time.perf_counter() - start
     if done.returncode:
-        return {"problem": f"code {done.returncode}: {done.stderr.strip().rpartition(chr(10))[2]}"}
-    found = read(done.stdout)
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise JaxmnistError(f"{program.path} ended with code {done.returncode}: {last}")
+    loss = float(re.findall(r"Training loss: (\S+)", done.stdout)[-1])
     # Every seed of the whole training ends in such a mean loss of the fifth epoch.
-    if not changes and not 0.37 < found["loss"] < 0.41:
-        return {"problem": f"its loss is {found['loss']:.4f}"}
-    return {"whole": whole, **found}
+    if not change and not 0.37 < loss < 0.41:
+        raise JaxmnistError(f"{program.path} ended with a loss of {loss:.4f}")
+    training = float(re.findall(r"train (\S+) s", done.stdout)[-1])
+    return {"whole": whole, "training": training, "loss": loss}
 
 
-def read(stdout: str) -> Turn:
-    """What a program reports of its training, in JSON or in the words of scripts/train.py."""
-    last = stdout.splitlines()[-1]
-    if last.startswith("{"):
-        return json.loads(last)
-    seconds = re.findall(r"train ([\d.]+) s", stdout)[-1]
-    loss = re.findall(r"Training loss: ([\d.]+)", stdout)[-1]
-    return {"training": float(seconds), "loss": float(loss)}
-
-
-def values(turns: Sequence[Turn], key: str, ours: Sequence[Turn] | None = None) -> list[float]:
-    """What the turns gave or, with ours, its ratios within each turn."""
-    if ours is None:
-        return [turn[key] for turn in turns if key in turn]
-    return [a[key] / b[key] for a, b in zip(turns, ours, strict=False) if key in a and key in b]
+def ratios(turns: Sequence[Turn], ours: Sequence[Turn], key: str) -> list[float]:
+    """A program's time as a multiple of ours, within each turn."""
+    return [a[key] / b[key] for a, b in zip(turns, ours, strict=True)]
 
 
 def spread(numbers: Sequence[float]) -> str:
     """Median, smallest and largest."""
-    if not numbers:
-        return ""
     return f"{statistics.median(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f})"
 
 
-def table(result: Result) -> str:
+def table(result: Turns) -> str:
     """A row for each program."""
     rows = [["program", "whole process, s", "to ours", "training, s", "to ours"]]
     for name, turns in result.items():
-        cells = [PROGRAMS[name].label]
+        rows.append([PROGRAMS[name].label])
         for key in ("whole", "training"):
-            ratios = values(turns, key, result.get("ours", turns))
-            cells += [spread(values(turns, key)), spread(ratios)]
-        rows.append(cells)
+            rows[-1] += [spread([turn[key] for turn in turns])]
+            rows[-1] += [spread(ratios(turns, result["ours"], key))]
     return markdown(rows)
 
 
-def images(changes: Mapping[str, Any]) -> int:
-    """How many images make about a second of work: at least 8 batches, at most an epoch."""
-    (a, b), size = changes.get("hidden", (128, 64)), changes.get("batch", 64)
-    flops = 6 * (784 * a + a * b + b * 10) * size * changes.get("models", 1)
-    work = 6e12 if shutil.which("nvidia-smi") else 6e10
-    return size * min(60_000 // size, max(8, int(work / flops)))
-
-
-def growth_table(result: Result) -> str:
+def growth_table(result: Mapping[str, Turns]) -> str:
     """A row for each point: the time of one image and one model, and the others' ratios to it."""
-    ours, *others = GROWING
-    rows = [["", "µs an image", *(GROWING[name].label for name in others)]]
-    for point, changes in GROWTH.items():
-        count, turns = images(changes) * changes.get("models", 1), result[f"{point}, {ours}"]
-        cells = [spread([seconds / count * 1e6 for seconds in values(turns, "training")])]
-        cells += [
-            spread(values(result.get(f"{point}, {n}", []), "training", turns)) for n in others
-        ]
-        rows.append([point, *cells])
-    return markdown(rows)
+    rows: list[list[str]] = []
+    for point, programs in result.items():
+        count = GROWTH[point]["images"] * GROWTH[point].get("models", 1)
+        ours, *others = programs.values()
+        cells = [spread([turn["training"] / count * 1e6 for turn in ours])]
+        rows.append([point, *cells, *(spread(ratios(x, ours, "training")) for x in others)])
+    _, *labels = (GROWING[name].label for name in programs)
+    return markdown([["", "µs an image", *labels], *rows])
 
 
 def machine() -> str:
@@ -233,22 +193,22 @@ def machine() -> str:
     cpu = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     names = ("numpy", "jax", "flax", "optax", "equinox", "torch")
     versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
-    python = f"Python {platform.python_version()}"
-    processor = f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores"
-    load = f"load average {os.getloadavg()[0]:.2f}"
-    return "; ".join([processor, ", ".join([python, *versions]), load])
+    return (
+        f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores; "
+        f"Python {platform.python_version()}, {', '.join(versions)}; "
+        f"load average {os.getloadavg()[0]:.2f}"
+    )
 
 
-def chart(result: Result) -> Any:
+def chart(result: Turns) -> Any:
     """A bar for each program, the slowest first: training, then everything else of its process."""
     from matplotlib.figure import Figure
 
     medians = {
         PROGRAMS[name].label: [
-            statistics.median(values(turns, key)) for key in ("whole", "training")
+            statistics.median(turn[key] for turn in turns) for key in ("whole", "training")
         ]
         for name, turns in result.items()
-        if values(turns, "whole")
     }
     labels = sorted(medians, key=medians.__getitem__, reverse=True)
     whole, training = zip(*(medians[label] for label in labels), strict=True)

@@ -13,11 +13,11 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from _options import WARNING, SeededDataOptions, file_type, load, load_model, local_path, weights
+from _options import SeededDataOptions, file_type, load, load_model, local_path, weights
 from _options import wrong as usage_error
 from _output import markdown, percent, printable
 
@@ -69,37 +69,27 @@ def main(options: Options) -> None:
         **classification_metrics(log_probabilities(params, data.test.images), data.test.labels),
     }
     print(json.dumps(result, allow_nan=False) if options.json else report(result))
-    if data.missing and not options.json:
-        print(f"\n{WARNING}")
 
 
 def report(result: dict[str, Any]) -> str:
     """The result, to be read."""
     loss = "not finite" if result["loss"] is None else f"{result['loss']:.6f}"
-    counts = result["confusion"]
-    digits = zip(map(sum, counts), result["precision"], result["recall"], strict=True)
-    bins = [row.values() for row in result["calibration"] if row["images"]]
+    digits = [["digit", "images", "precision", "recall"]]
+    confusion = [["digit", *"0123456789"]]
+    for k, row in enumerate(result["confusion"]):
+        shares = result["precision"][k], result["recall"][k]
+        digits.append([str(k), str(sum(row)), *map(percent, shares)])
+        confusion.append([str(k), *(str(count or "") for count in row)])
     return f"""Weights: {printable(result["weights"])} ({"-".join(map(str, result["layers"]))})
 Data: {result["data"]}, {result["images"]:,} test images
 Test loss: {loss}
 Test accuracy: {result["accuracy"]:.2%}   95% interval: {interval(result, 2)}
 
-{table("digit images precision recall", ([str(k), *row] for k, row in enumerate(digits)))}
-
-Expected calibration error: {percent(result["ece"], 2)}. The largest probability, and how
-often its digit was right:
-
-{table("over up_to images mean right", bins)}
+{markdown(digits)}
 
 Confusion matrix: a row is a true digit, a column the predicted one.
 
-{table("digit 0 1 2 3 4 5 6 7 8 9", ([str(k), *row] for k, row in enumerate(counts)))}"""
-
-
-def table(names: str, rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table under these names: shares of 1 in percent, nothing for 0 and None."""
-    cells = [[percent(x) if isinstance(x, float) else str(x or "") for x in row] for row in rows]
-    return markdown([names.split(), *cells])
+{markdown(confusion)}"""
 
 
 def interval(result: dict[str, Any], digits: int) -> str:
@@ -109,34 +99,33 @@ def interval(result: dict[str, Any], digits: int) -> str:
 
 def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
     """The accuracy by kind of picture, and a sheet of those that are misread."""
-    import numpy as np
     import tqdm
 
     from jaxmnist.metrics import accuracy_interval
     from jaxmnist.pictures import Reader
     from jaxmnist.plots import contact_sheet, save_figure
 
-    reader, right, wrong = Reader(params), dict[str, list[bool]](), list[tuple[Any, str]]()
+    reader, right = Reader(params), defaultdict[str, list[bool]](list)
+    wrong: list[tuple[Any, str]] = []
     for path, label, kind in tqdm.tqdm(find_pictures(directory), leave=False, disable=None):
         reading = reader.read(path)
         for name in ("all", kind):
-            right.setdefault(name, []).append(reading.digit == label)
+            right[name].append(reading.digit == label)
         if reading.digit != label:
             said = "blank" if reading.digit is None else f"read as {reading.digit}"
             wrong.append((reading.image, f"{printable(path.name)[-16:]}\n{label}, {said}"))
     if options.plot:
-        images, titles = np.array([image for image, _ in wrong]), [title for _, title in wrong]
         heading = f"{len(wrong)} of {len(right['all'])} pictures misread, as the model sees them"
-        save_figure(contact_sheet(images, titles, heading), options.plot)
+        save_figure(contact_sheet(wrong, heading), options.plot)
     kinds = list[dict[str, Any]]()
+    rows = [["pictures", "n", "accuracy", "95% interval"]]
     for kind, found in right.items():
-        ends = accuracy_interval(sum(found), len(found))
-        share = sum(found) / len(found)
-        kinds.append(dict(kind=kind, pictures=len(found), accuracy=share, accuracy_interval=ends))
-    if options.json:
-        return print(json.dumps({"weights": str(options.weights), "kinds": kinds}))
-    rows = [[printable(k["kind"]), k["pictures"], k["accuracy"], interval(k, 1)] for k in kinds]
-    print(table("pictures n accuracy 95%_interval", rows))
+        n, share = len(found), sum(found) / len(found)
+        told = {"kind": kind, "pictures": n, "accuracy": share}
+        kinds.append(told | {"accuracy_interval": accuracy_interval(sum(found), n)})
+        rows.append([printable(kind), str(n), percent(share), interval(kinds[-1], 1)])
+    told = {"weights": str(options.weights), "kinds": kinds}
+    print(json.dumps(told) if options.json else markdown(rows))
 
 
 def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
@@ -144,12 +133,9 @@ def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
     from jaxmnist.errors import DataError
 
     index, found = directory / "index.csv", list[tuple[Path, int, str]]()
-    if index.exists():
-        rows = read_index(index)
-    else:
-        files = [path.relative_to(directory) for path in sorted(directory.glob("[0-9]/[!.]*"))]
-        rows = [{"file": str(path), "label": path.parent.name} for path in files]
-    for row in rows:
+    files = [path.relative_to(directory) for path in sorted(directory.glob("[0-9]/[!.]*"))]
+    rows = [{"file": str(path), "label": path.parent.name} for path in files]
+    for row in read_index(index) if index.exists() else rows:
         path, label = directory / row.get("file", "."), row.get("label", "")
         if label not in list("0123456789") or not os.path.isfile(path):
             raise DataError(

@@ -1,26 +1,15 @@
-"""Precision, recall, calibration and intervals, worked out by hand."""
+"""Precision, recall and intervals, worked out by hand."""
 
 import json
 
 import numpy as np
 import pytest
 
-from jaxmnist.metrics import calibration, classification_metrics, confusion_matrix
+from jaxmnist.metrics import classification_metrics, confusion_matrix
 
 # Three classes; nothing was predicted as class 2, and there is no image of class 1.
 LABELS = np.repeat([0, 2], 4).astype(np.int32)
 PREDICTIONS = np.array([0, 0, 0, 1, 0, 0, 1, 1])
-
-
-def test_calibration():
-    table = np.array([[0.55, 0.45], [0.6, 0.4], [0.1, 0.9], [0.0, 1.0]])
-    found = calibration(table, np.array([0, 1, 1, 1]), bins=10)
-    # A bin holds its upper edge: 0.6 is in the sixth with 0.55, 0.9 in the ninth.
-    assert found.counts.tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 1, 1]
-    np.testing.assert_allclose(found.confidence[[5, 8, 9]], [0.575, 0.9, 1.0])
-    np.testing.assert_allclose(found.accuracy[[5, 8, 9]], [0.5, 1.0, 1.0])
-    assert np.isnan(found.accuracy[0])
-    assert found.ece == pytest.approx((2 * 0.075 + 0.1 + 0.0) / 4)
 
 
 def test_everything_as_json():
@@ -37,10 +26,6 @@ def test_everything_as_json():
     np.testing.assert_allclose(found["accuracy_interval"], [middle - half, middle + half], 1e-5)
     assert found["precision"] == [3 / 5, 0, None]
     assert found["recall"] == [3 / 4, None, 0]
-    assert found["ece"] == pytest.approx(5 / 8)
-    lowest, *_, highest = found["calibration"]
-    assert lowest == {"over": 0, "up_to": 1 / 15, "images": 0, "confidence": None, "accuracy": None}
-    assert highest == {"over": 14 / 15, "up_to": 1, "images": 8, "confidence": 1, "accuracy": 3 / 8}
     sure = classification_metrics(np.log(0.7 * np.eye(3)[LABELS] + 0.1), LABELS)
     assert sure["loss"] == pytest.approx(-np.log(0.8))
     with pytest.raises(ValueError, match="invalid entry"):

@@ -1,6 +1,6 @@
 """The job that every peer does: its recipe, its data, its loop, and the line in which it reports.
 
-argv: the file with the data, and the changes to the notebook's training, as JSON.
+argv: the file with the data, and the change to the notebook's training, as JSON.
 """
 
 import json
@@ -11,67 +11,58 @@ from typing import Any
 
 import numpy as np
 
-CHANGES = json.loads(sys.argv[2])
-SIZES = (784, *CHANGES.get("hidden", (128, 64)), 10)
-BATCH, EPOCHS, RATE = CHANGES.get("batch", 64), CHANGES.get("epochs", 5), 0.003
-IMAGES, MODELS = CHANGES.get("images", 60_000), CHANGES.get("models", 1)
+CHANGE = json.loads(sys.argv[2])
+SIZES = (784, *CHANGE.get("hidden", (128, 64)), 10)
+BATCH, EPOCHS, RATE = CHANGE.get("batch", 64), 1 if CHANGE else 5, 0.003
+IMAGES, MODELS = CHANGE.get("images", 60_000), CHANGE.get("models", 1)
 
 
-def load() -> dict[str, np.ndarray]:
-    """Images uint8 [n, 784] and labels int32 [n], of the training and of the test."""
+def load() -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [n, 784] and labels int32 [n]."""
     with np.load(sys.argv[1]) as file:
-        data = {name: file[name] for name in file.files}
-    return data | {name: data[name][:IMAGES] for name in ("images", "labels")}
+        return file["images"][:IMAGES], file["labels"][:IMAGES]
 
 
-def shuffle(n: int, seed: int) -> np.ndarray:
-    """The order of an epoch: rows [n] or, of many models, [models, n]."""
-    rng = np.random.default_rng(seed)
-    orders = [rng.permutation(n) for _ in range(MODELS)]
-    return np.stack(orders) if MODELS > 1 else orders[0]
+def shuffle(n: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch in their order."""
+    return np.random.default_rng(epoch).permutation(n)
 
 
 def train(
+    x: Any,
+    y: Any,
     init: Callable[[], Any],
     step: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
-    predict: Callable[[Any, Any], Any],
     *,
-    prepare: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]] = lambda x, y: (x, y),
     shuffle: Callable[[int, int], Any] = shuffle,
-    collect: Callable[[list], Any] = list,
-    times: int = 1,
+    times: int = MODELS,
 ) -> None:
-    """Train, test, report.
+    """Train and report.
 
     Args:
-        init: the state before the first step, the same each time.
-        step: `step(state, images, labels, rows)`, the next state and the loss of the batch.
-        predict: the digit of each test image.
-        prepare: brings images and labels to where a step takes its rows.
+        x: the images, where a step takes its rows.
+        y: the labels alike.
+        init: the state before the first step.
+        step: `step(state, x, y, rows)`, the next state and the loss of the batch.
         shuffle: the order of an epoch, of the number of images and the epoch.
-        collect: the losses as numbers of NumPy; it waits until they are computed.
         times: how often to train, one after the other.
     """
-    data = load()
-    x, y = prepare(data["images"], data["labels"])
-    n = len(data["labels"])
+    n = len(y)
     starts = range(0, n, BATCH)
     for i in {0, starts[-1]}:  # compiles both sizes
         step(init(), x, y, shuffle(n, 0)[..., i : i + BATCH])
-    state, start = init(), time.perf_counter()
-    for epoch in range(times * EPOCHS):
-        if epoch and epoch % EPOCHS == 0:
-            state = init()
-        order, losses = shuffle(n, epoch), []
-        for i in starts:
-            state, loss = step(state, x, y, order[..., i : i + BATCH])
-            losses.append(loss)
-    mean = np.mean(collect(losses))
-    seconds = time.perf_counter() - start
-    right = np.asarray(predict(state, data["test_images"])) == data["test_labels"]
-    report(seconds, mean, right.mean())
+    states = [init() for _ in range(times)]
+    start = time.perf_counter()
+    for state in states:
+        for epoch in range(EPOCHS):
+            order, losses = shuffle(n, epoch), []
+            for i in starts:
+                state, loss = step(state, x, y, order[..., i : i + BATCH])
+                losses.append(loss)
+        mean = np.mean([float(loss) for loss in losses])  # waits until they are computed
+    report(time.perf_counter() - start, mean)
 
 
-def report(seconds: float, loss: Any, accuracy: Any) -> None:
-    """The training's time, its loss over the last epoch, and the test accuracy."""
-    print(json.dumps({"training": seconds, "loss": float(loss), "accuracy": float(accuracy)}))
+def report(seconds: float, loss: Any) -> None:
+    """Print the training's time, and its loss over the last epoch, as scripts/train.py does."""
+    print(f"Training loss: {loss:.6f}   train {seconds:.6f} s")

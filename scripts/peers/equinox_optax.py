@@ -6,16 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from _job import RATE, SIZES, train
+from _job import RATE, SIZES, load, train
 from jax.typing import ArrayLike
 
 tx = optax.sgd(RATE)
 State = tuple[eqx.nn.Sequential, optax.OptState]
-
-
-def forward(model: eqx.nn.Sequential, images: ArrayLike) -> jax.Array:
-    """The logits of each image."""
-    return jax.vmap(model)(jnp.asarray(images, jnp.float32) / 127.5 - 1)
 
 
 def init() -> State:
@@ -34,16 +29,12 @@ def update(batch: tuple[ArrayLike, ArrayLike], state: State) -> tuple[State, jax
 
     @eqx.filter_value_and_grad
     def loss_fn(model: eqx.nn.Sequential) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(forward(model, x), y).mean()
+        logits = jax.vmap(model)(jnp.asarray(x, jnp.float32) / 127.5 - 1)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     loss, grads = loss_fn(model)
     updates, opt_state = tx.update(grads, opt_state)
     return (eqx.apply_updates(model, updates), opt_state), loss
 
 
-train(
-    init,
-    lambda state, x, y, rows: update((x[rows], y[rows]), state),
-    lambda state, images: eqx.filter_jit(forward)(state[0], images).argmax(axis=-1),
-    collect=jax.device_get,
-)
+train(*load(), init, lambda state, x, y, rows: update((x[rows], y[rows]), state))

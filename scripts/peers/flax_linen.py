@@ -1,12 +1,12 @@
-"""Flax Linen: a jitted step a batch, gathered on the host; many models are a vmap of the step."""
+"""Flax Linen: a jitted step a batch, gathered on the host and normalised in the step."""
 
-from typing import Any
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from _job import MODELS, RATE, SIZES, train
+from _job import RATE, SIZES, load, train
 from flax.training.train_state import TrainState
 
 uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as PyTorch's
@@ -24,6 +24,7 @@ class MLP(nn.Module):
         return nn.Dense(SIZES[-1], kernel_init=uniform)(x)
 
 
+@partial(jax.jit, donate_argnums=0)
 def update(state: TrainState, x: jax.Array, y: jax.Array) -> tuple[TrainState, jax.Array]:
     """One batch further."""
 
@@ -39,31 +40,10 @@ model, tx = MLP(), optax.sgd(RATE)
 
 
 @jax.jit
-def init_one(key: jax.Array) -> TrainState:
+def init() -> TrainState:
     """The state before the first step."""
-    params = model.init(key, jnp.zeros((1, 784), jnp.uint8))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 784), jnp.uint8))
     return TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 
 
-def init() -> TrainState:
-    """The state of the model, or of all models."""
-    keys = jax.random.split(jax.random.key(0), MODELS)
-    return init_one(keys[0]) if MODELS == 1 else jax.vmap(init_one)(keys)
-
-
-jitted: Any = jax.jit(update if MODELS == 1 else jax.vmap(update), donate_argnums=0)
-
-
-@jax.jit
-def predict(state: TrainState, x: jax.Array) -> jax.Array:
-    """The most likely class of each image, by the first model."""
-    params = state.params if MODELS == 1 else jax.tree.map(lambda leaf: leaf[0], state.params)
-    return state.apply_fn(params, x).argmax(axis=-1)
-
-
-train(
-    init,
-    lambda state, x, y, rows: jitted(state, x[rows], y[rows]),
-    predict,
-    collect=jax.device_get,
-)
+train(*load(), init, lambda state, x, y, rows: update(state, x[rows], y[rows]))

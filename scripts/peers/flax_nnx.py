@@ -6,18 +6,13 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import optax
-from _job import RATE, SIZES, train
+from _job import RATE, SIZES, load, train
 from flax import nnx
 from jax.typing import ArrayLike
 
 tx = optax.sgd(RATE)  # another one would be compiled again
 uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as PyTorch's
 Step = Callable[[ArrayLike, ArrayLike], jax.Array]
-
-
-def forward(model: nnx.Sequential, images: ArrayLike) -> jax.Array:
-    """The logits of each image."""
-    return model(jnp.asarray(images, jnp.float32) / 127.5 - 1)
 
 
 @nnx.jit
@@ -27,7 +22,7 @@ def update(
     """One batch further: the model and the optimizer are updated in place."""
 
     def loss_fn(model: nnx.Sequential) -> jax.Array:
-        logits = forward(model, x)
+        logits = model(jnp.asarray(x, jnp.float32) / 127.5 - 1)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     loss, grads = nnx.value_and_grad(loss_fn)(model)
@@ -35,18 +30,13 @@ def update(
     return loss
 
 
-def init() -> tuple[nnx.Sequential, Step]:
-    """The model and its step, which finds out once what the objects hold, as Flax advises."""
+def init() -> Step:
+    """The step of a new model, which finds out once what the objects hold, as Flax advises."""
     rngs = nnx.Rngs(0)
     linears = [nnx.Linear(*s, kernel_init=uniform, rngs=rngs) for s in pairwise(SIZES)]
     model = nnx.Sequential(linears[0], nnx.relu, linears[1], nnx.relu, linears[2])
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    return model, nnx.cached_partial(update, model, optimizer)
+    return nnx.cached_partial(update, model, optimizer)
 
 
-train(
-    init,
-    lambda state, x, y, rows: (state, state[1](x[rows], y[rows])),
-    lambda state, images: nnx.jit(forward)(state[0], images).argmax(axis=-1),
-    collect=jax.device_get,
-)
+train(*load(), init, lambda state, x, y, rows: (state, state(x[rows], y[rows])))

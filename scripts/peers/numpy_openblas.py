@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
-from _job import MODELS, RATE, SIZES, train
+from _job import RATE, SIZES, load, train
 
 State = list[tuple[np.ndarray, np.ndarray]]  # weights and biases of each layer
 
@@ -19,24 +19,17 @@ def init() -> State:
     return layers
 
 
-def forward(layers: State, images: np.ndarray) -> list[np.ndarray]:
-    """What each layer takes in, and the logits last."""
-    x = images.astype(np.float32)
-    x *= np.float32(1 / 127.5)
-    x -= 1
-    inputs = [x]
-    for i, (w, b) in enumerate(layers):
-        x = x @ w
-        x += b
-        if i < len(layers) - 1:
-            np.maximum(x, 0, out=x)
-        inputs.append(x)
-    return inputs
-
-
 def step(layers: State, x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> tuple[State, float]:
     """One update of the weights; the loss before it."""
-    *inputs, z = forward(layers, x[rows])
+    z, inputs = x[rows].astype(np.float32), []
+    z *= np.float32(1 / 127.5)
+    z -= 1
+    for i, (w, b) in enumerate(layers):
+        if i:
+            np.maximum(z, 0, out=z)
+        inputs.append(z)
+        z = z @ w
+        z += b
     n, labels = np.arange(len(rows)), y[rows]
     z -= z.max(axis=1, keepdims=True)
     d = np.exp(z)
@@ -53,10 +46,4 @@ def step(layers: State, x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> tuple
     return layers, loss
 
 
-train(
-    init,
-    step,
-    lambda layers, images: forward(layers, images)[-1].argmax(axis=1),
-    shuffle=lambda n, seed: np.random.default_rng(seed).permutation(n),
-    times=MODELS,
-)
+train(*load(), init, step)

@@ -5,8 +5,8 @@ Many models are a vmap of the gradient.
 """
 
 import torch
-from _job import MODELS, RATE
-from _torch import network, train
+from _job import MODELS, RATE, train
+from _torch import load, network, shuffle
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
@@ -17,6 +17,9 @@ model = network()
 def loss_fn(params: Params, x: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of a batch."""
     return nn.functional.cross_entropy(functional_call(model, params, (x,)), y)
+
+
+grad_fn = grad_and_value(loss_fn) if MODELS == 1 else torch.vmap(grad_and_value(loss_fn))
 
 
 @torch.compile(dynamic=False)
@@ -30,16 +33,15 @@ def update(params: Params, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
 
 def init() -> Params:
     """The weights before the first step, of the model or of all models."""
-    models = [{k: p.detach() for k, p in network().named_parameters()} for _ in range(MODELS)]
+    models = [dict(network().named_parameters()) for _ in range(MODELS)]
     stacked = {name: torch.stack([params[name] for params in models]) for name in models[0]}
-    return stacked if MODELS > 1 else models[0]
+    return {name: leaves.detach().squeeze(0) for name, leaves in stacked.items()}
 
 
-def forward(params: Params, x: Tensor) -> Tensor:
-    """The logits, by the first model."""
-    first = {name: leaf[0] for name, leaf in params.items()} if MODELS > 1 else params
-    return functional_call(model, first, (x,))
-
-
-grad_fn = grad_and_value(loss_fn) if MODELS == 1 else torch.vmap(grad_and_value(loss_fn))
-train(init, lambda params, *batch: (params, update(params, *batch)), forward)
+train(
+    *load(),
+    init,
+    lambda params, *batch: (params, update(params, *batch)),
+    shuffle=shuffle,
+    times=1,
+)

@@ -1,8 +1,8 @@
 """PyTorch with the data in memory, or on the GPU: batches by index, a fused optimizer."""
 
 import torch
-from _job import RATE
-from _torch import network, train
+from _job import RATE, train
+from _torch import load, network, shuffle
 from torch import Tensor, nn
 
 State = tuple[nn.Module, torch.optim.Optimizer]
@@ -25,4 +25,4 @@ def step(state: State, x: Tensor, y: Tensor, rows: Tensor) -> tuple[State, Tenso
     return state, loss.detach()
 
 
-train(init, step, lambda state, x: state[0](x))
+train(*load(), init, step, shuffle=shuffle)
