@@ -117,7 +117,7 @@ def restore(directory: StrPath, like: Any = None) -> tuple[Checkpoint | None, li
 
 def list_checkpoints(directory: StrPath) -> list[tuple[int, Path]]:
     """The step and the path of each checkpoint in the directory, the oldest first."""
-    names = os.listdir(directory) if os.path.exists(directory) else []
+    names = os.listdir(directory) if os.path.isdir(directory) else []
     matches = filter(None, map(_NAME.fullmatch, names))
     return sorted((int(match[1]), Path(directory, match[0])) for match in matches)
 

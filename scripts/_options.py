@@ -257,11 +257,10 @@ def load_model(path: Path) -> tuple[dict[str, Any], bool | None]:
     from jaxmnist.pictures import load_reader
     from jaxmnist.runs.directory import read_run
 
-    params = load_reader(path).params
     if not path.is_dir():
-        return params, None
+        return load_reader(path).params, None
     run = read_run(path)
     if not run.finished:
         epochs = f"{len(run.records)} of {run.config['options']['epochs']} epochs"
         print(f"Note: {path}: not finished, these are the weights after {epochs}", file=sys.stderr)
-    return params, run.config["identity"].get("data") != "MNIST"
+    return run.params, run.config["identity"].get("data") != "MNIST"

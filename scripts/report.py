@@ -87,8 +87,6 @@ def describe(run: Any, data_dir: Path | None) -> dict[str, Any]:
     notes = [] if data == "MNIST" else [f"NOT MNIST: trained and tested on {data}."]
     if not run.finished:
         notes.append("Not finished: the weights are those of its last epoch so far.")
-    if abs(last["test_accuracy"] - metrics["accuracy"]) > 0.001:
-        notes.append(f"Other weights: metrics.jsonl says {last['test_accuracy']:.2%} accuracy.")
     return {
         "notes": notes,
         "results": {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxmnist.runs import directory
 from tests.helpers import refused
 from tests.test_predict import drawn, four
 
@@ -25,16 +26,11 @@ def test_a_test_set(script, trained_run, few_digits):
     assert f"Test accuracy: {share:.2%}   95% interval: {low:.2%} to {high:.2%}" in stdout
 
 
-def test_mnists_model_is_not_tested_on_synthetic_digits(script, trained_run, nowhere, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    for file in trained_run.iterdir():
-        if file.is_file():
-            (run / file.name).write_bytes(file.read_bytes())
-    config = json.loads((run / "config.json").read_text())
-    config["identity"]["data"] = "MNIST"
-    (run / "config.json").write_text(json.dumps(config))
-    code, stdout, stderr = script("evaluate.py", run)
+def test_mnists_model_is_not_tested_on_synthetic_digits(script, trained_run, nowhere, monkeypatch):
+    run = directory.read_run(trained_run)
+    run.config["identity"]["data"] = "MNIST"
+    monkeypatch.setattr(directory, "read_run", lambda path: run)
+    code, stdout, stderr = script("evaluate.py", trained_run)
     assert (code, stdout) == (1, "")
     assert "MNIST" in stderr.splitlines()[-1]
 

@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,9 +24,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from jaxmnist import checkpoint
-from jaxmnist.errors import CheckpointError, DataError, NonFiniteLossError, UsageError
+from jaxmnist.errors import CheckpointError, NonFiniteLossError, UsageError
 from jaxmnist.files import atomic_write, naming
-from jaxmnist.weights import load_weights, save_weights
+from jaxmnist.weights import to_safetensors
 
 Record = dict[str, float]  # a row of metrics.jsonl: epoch, step, train_loss, test_loss, ...
 
@@ -36,8 +37,8 @@ _FLAGS = (
 )
 # Another version of one of these may round otherwise; a run continues, with a warning.
 _PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "numpy")
-# Errors raised by malformed JSON.
-_WRONG = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+# The name of a parameter in a checkpoint, with its layer and its part.
+_PARAMETER = re.compile(r"state\['training'\]\.params\['params'\]\['(\w+)'\]\['(\w+)'\]")
 
 
 def option_values(options: Any, *, identity: bool = False) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def environment() -> dict[str, dict[str, Any]]:
     """JAX's "flags" and the packages' "versions" that a run's numbers depend on."""
     flags = {name: jax.config.values.get(name) for name in _FLAGS}
     versions = {name: importlib.import_module(name).__version__ for name in _PACKAGES}
-    return {"flags": json.loads(json.dumps(flags, default=str)), "versions": versions}
+    return {"flags": flags, "versions": versions}
 
 
 def make_config(options: Any, **more: Any) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def open_run(
         _lock(file, path, warn)
         with naming(path, "read"):
             names = [n for n in os.listdir(path) if not n.startswith(".") and n[-4:] != ".tmp"]
-        if names and "config.json" not in names and not checkpoint.list_checkpoints(path):
+        if names and not checkpoint.list_checkpoints(path):
             raise UsageError(f"{path}: already exists and holds no run; name a new directory")
         for stale in path.glob("*.????????.tmp"):  # of processes that were killed
             stale.unlink()
@@ -127,6 +128,7 @@ class RunDirectory:
         self.path = path
         self.records: list[Record] = []  # of the epochs so far
         self._losses: list[np.ndarray] = []  # of their steps
+        self._rows: list[str] = []  # of steps.jsonl, for each of these epochs
         self._warn, self._tensorboard, self._config = warn, tensorboard, dict[str, Any]()
 
     def begin(self, config: Mapping[str, Any], like: Any, *, resume: bool) -> Any:
@@ -145,10 +147,7 @@ class RunDirectory:
         found, damaged = checkpoint.restore(self.path)
         for line in damaged:
             self._warn(f"skipped a checkpoint: {line}")
-        if not found:  # a run that was stopped in its first epoch may be another
-            if (self.path / "weights.safetensors").exists():
-                what = "holds weights and no checkpoint"
-                raise UsageError(f"{self.path}: {what}; name another directory")
+        if not found:
             return None
         there = found.config
         if line := differences(there.get("identity", {}), config["identity"]):
@@ -159,7 +158,7 @@ class RunDirectory:
             self._warn(f"other versions, so the last digits may differ: {line}")
         self.records, self._losses = there["records"], [*found.state.pop("state['losses']")]
         state = checkpoint.as_tree(self.path, found.state, {"training": like})["training"]
-        self._write_others(state, since=0)
+        self._write_others(state)
         return state
 
     def save(self, state: Any, record: Record, losses: Float32[np.ndarray, " steps"]) -> None:
@@ -175,29 +174,34 @@ class RunDirectory:
         content = {"training": state, "losses": np.stack(self._losses)}
         config = self._config | {"records": self.records}
         checkpoint.save(self.path, content, step=int(record["step"]), config=config)
-        self._write_others(state, since=len(self.records) - 1)
+        self._write_others(state)
 
-    def _write_others(self, state: Any, since: int) -> None:
-        """Write the files that follow from the state and the rows; since this epoch, from 0."""
-        # Write the weights first: a reader of the last row then finds its weights.
-        save_weights(self.path / "weights.safetensors", state.params)
-        losses = np.concatenate(self._losses[since:])
-        first = since * len(self._losses[0]) + 1
-        _append(self.path / "steps.jsonl", _step_rows(first, losses), new=first == 1)
-        _replace(self.path / "config.json", json.dumps(self._config, indent=2) + "\n")
-        rows = "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records)
-        _replace(self.path / "metrics.jsonl", rows)
+    def _write_others(self, state: Any) -> None:
+        """Write the files that follow from the state and the rows."""
+        for losses in self._losses[len(self._rows) :]:
+            rows = enumerate(losses, len(self._rows) * len(losses) + 1)
+            # `str` gives as many digits as it takes to read the same float32 back.
+            self._rows.append("".join(f'{{"step": {n}, "loss": {x!s}}}\n' for n, x in rows))
+        records = (json.dumps(record, allow_nan=False) + "\n" for record in self.records)
+        contents = {
+            "weights.safetensors": to_safetensors(state.params),
+            "steps.jsonl": "".join(self._rows).encode(),
+            "config.json": json.dumps(self._config, indent=2).encode() + b"\n",
+            "metrics.jsonl": "".join(records).encode(),
+        }
+        for name, content in contents.items():
+            with atomic_write(self.path / name) as file:
+                file.write(content)
         if self._tensorboard:
             _write_events(self.path / "tensorboard", self.records[-1], self._losses[-1])
 
 
 class Run(NamedTuple):
-    """What the directory of a run holds."""
+    """What the newest checkpoint of a run holds."""
 
-    path: Path
     config: dict[str, Any]  # "options", "identity", "versions"
     records: list[Record]  # of the epochs that are done
-    losses: Float32[np.ndarray, "epochs steps"]  # of each step; NaN where not known
+    losses: Float32[np.ndarray, "epochs steps"]  # of each step
     params: Any  # after the last of these epochs
     finished: bool  # whether these are all epochs
 
@@ -206,34 +210,21 @@ def read_run(path: Path) -> Run:
     """Read the run in a directory; it may be unfinished.
 
     Raises:
-        UsageError: the directory holds no run.
-        JaxmnistError: no epoch of the run is done, or one of its files is damaged.
+        UsageError: the directory holds no run, or no epoch of it is done.
+        CheckpointError: its newest checkpoint is damaged.
     """
-    file = path / "config.json"
-    if not file.is_file():
-        what = "it has no config.json" if path.is_dir() else "there is no such directory"
+    checkpoints = checkpoint.list_checkpoints(path)
+    found = checkpoint.load(checkpoints[-1][1]) if checkpoints else None
+    if found is None or "records" not in found.config:
+        what = "it has no epoch that is done" if path.is_dir() else "there is no such directory"
         raise UsageError(f"{path}: no run of scripts/train.py --out: {what}")
-    try:
-        with naming(file, "read"):
-            config = json.loads(file.read_bytes())
-        total = math.floor(config["options"]["epochs"])
-    except _WRONG as error:
-        raise DataError(f"{file}: damaged; scripts/train.py --resume writes it again") from error
-    measured = ("epoch", "step", "train_loss", "test_loss", "test_accuracy")
-    records = list(_rows(path / "metrics.jsonl", *measured))
-    if not records:
-        advice = f"go on with scripts/train.py --out {path} --resume"
-        raise DataError(f"{path}: no epoch is done; {advice}")
-    steps = [row["step"] for row in records]
-    # An epoch has at most 120,000 steps: MNIST and as many synthetic digits, one by one.
-    if not 0 < steps[0] <= 120_000 or steps != [n * steps[0] for n in range(1, len(steps) + 1)]:
-        raise DataError(f"{path / 'metrics.jsonl'}: damaged: epochs of {steps[:3]} steps")
-    losses = np.full(int(steps[-1]), np.nan, np.float32)
-    for row in _rows(path / "steps.jsonl", "step", "loss"):
-        if 0 < row["step"] <= len(losses):
-            losses[int(row["step"]) - 1] = row["loss"]
-    params, epochs = load_weights(path / "weights.safetensors"), len(records)
-    return Run(path, config, records, losses.reshape(epochs, -1), params, epochs >= total)
+    params: dict[str, dict[str, np.ndarray]] = {}
+    for name, leaf in found.state.items():
+        if match := _PARAMETER.fullmatch(name):
+            params.setdefault(match[1], {})[match[2]] = leaf
+    config, records = found.config, found.config["records"]
+    finished = len(records) >= config["options"]["epochs"]
+    return Run(config, records, found.state["state['losses']"], {"params": params}, finished)
 
 
 def epoch_record(
@@ -267,13 +258,13 @@ def describe_epoch(record: Mapping[str, float], epochs: int) -> str:
     'Epoch 5/5   Training loss: 0.387650   test loss: 0.353570   accuracy: 90.12%'
     """
     line, train = f"Epoch {record['epoch']}/{epochs}", record["train_loss"]
-    test, percent = record["test_loss"], 100 * record["test_accuracy"]
     if "validation_loss" not in record:
-        line += f"   Training loss: {train:.6f}   test loss: {test:.6f}"
-        return f"{line}   accuracy: {percent:.2f}%"
-    held_out, share = record["validation_loss"], 100 * record["validation_accuracy"]
-    line += f"  Loss: {train:.4f}  validation: {held_out:.4f} {share:.4g}%"
-    return f"{line}  test: {test:.4f} {percent:.4g}%"
+        line += f"   Training loss: {train:.6f}   test loss: {record['test_loss']:.6f}"
+        return f"{line}   accuracy: {record['test_accuracy']:.2%}"
+    line += f"  Loss: {train:.4f}"
+    for name in ("validation", "test"):
+        line += f"  {name}: {record[f'{name}_loss']:.4f} {record[f'{name}_accuracy']:.2%}"
+    return line
 
 
 def _write_events(directory: Path, record: Record, losses: np.ndarray) -> None:
@@ -296,34 +287,3 @@ def _write_events(directory: Path, record: Record, losses: np.ndarray) -> None:
         for n, tag, x in points:
             writer.write_event(Event(step=n, wall_time=time.time(), summary=scalar(tag, x)))
         writer.close()
-
-
-def _replace(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text.encode())
-
-
-def _append(path: Path, text: str, *, new: bool) -> None:
-    # Not "ab": that a file was removed is an error.
-    with naming(path), path.open("wb" if new else "r+b") as file:
-        file.seek(0, os.SEEK_END)
-        file.write(text.encode())
-
-
-def _step_rows(first: int, losses: np.ndarray) -> str:
-    """Rows of steps.jsonl, with as many digits as it takes to read the same float32 back."""
-    return "".join(f'{{"step": {n}, "loss": {loss!s}}}\n' for n, loss in enumerate(losses, first))
-
-
-def _rows(path: Path, *names: str) -> Iterator[dict[str, Any]]:
-    """The whole rows of a log; a DataError names one without a number of each of these names."""
-    with naming(path, "read"):
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            for name in names:
-                math.floor(row[name])  # a number, and finite
-        except _WRONG as error:
-            raise DataError(f"{path}: line {number} is damaged") from error
-        yield row

@@ -13,7 +13,6 @@ import json
 import random
 import re
 import resource
-import shutil
 import signal
 import struct
 import sys
@@ -32,7 +31,6 @@ from jaxmnist import checkpoint
 from jaxmnist.datasets.idx import read_idx
 from jaxmnist.errors import JaxmnistError
 from jaxmnist.pictures.predict import read_image
-from jaxmnist.runs.directory import Run, read_run
 from jaxmnist.torch_compat import TorchGenerator, init_params
 from jaxmnist.weights import load_weights, to_safetensors, to_state_dict
 
@@ -41,13 +39,6 @@ SHAPE = (6, 4, 5)
 IDX = struct.pack(">4I", 0x803, *SHAPE) + bytes(range(120))
 PARAMS = init_params(TorchGenerator(0), (6, 4, 3))
 STATE = {"step": np.int32(7), "params": {"kernel": np.ones((2, 3)), "bias": np.ones(3, "f2")}}
-CONFIG = {"options": {"epochs": 2, "seed": 7}, "identity": {}, "versions": {}}
-ROW = {"epoch": 1, "step": 2, "train_loss": 1.5, "test_loss": 1.25, "test_accuracy": 0.5}
-LOGS = {  # of a run
-    "config.json": [CONFIG],
-    "metrics.jsonl": [ROW, ROW | {"epoch": 2, "step": 4, "test_loss": 1.0625}],
-    "steps.jsonl": [{"step": n, "loss": n / 8} for n in range(1, 5)],
-}
 
 MARK = b'"jaxmnist_checkpoint":"{\\"sha256\\": \\"'
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -179,11 +170,6 @@ def is_picture(_: bytes, image: np.ndarray) -> bool:
     return (image.shape, image.dtype) == ((28, 28), np.uint8)
 
 
-def tells(content: bytes, numbers: Any) -> bool:
-    found = re.findall(rb"-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?", content)
-    return {f"{x:.5g}" for x in numbers} <= {f"{float(x):.5g}" for x in found}
-
-
 # The kinds.
 
 
@@ -199,15 +185,7 @@ def pictures(*formats: tuple[str, str]) -> list[bytes]:
 
 
 def kinds(folder: Path) -> dict[str, Kind]:
-    """The kinds by name; `folder` is for a checkpoint, and for a run with one damaged file."""
-    files = {log: b"".join(json.dumps(x).encode() + b"\n" for x in LOGS[log]) for log in LOGS}
-
-    def read_log(name: str, numbers: Callable[[Run], Any], path: Path) -> Any:
-        for other, content in files.items():
-            (folder / other).write_bytes(content)
-        shutil.copyfile(path, folder / name)
-        return numbers(read_run(folder))
-
+    """The kinds by name; `folder` is for a checkpoint."""
     saved = checkpoint.save(folder, STATE, step=7, config={"hidden": [2, 3]}).read_bytes()
     read_state, read_shape = partial(checkpoint.load, like=STATE), partial(read_idx, shape=SHAPE)
     png = pictures(*(("PNG", mode) for mode in ("L", "RGB", "P", "1", "I;16", "RGBA", "LA")))
@@ -215,8 +193,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
     png.append(join_png([header, b"zTXtkey\0\0" + zlib.compress(bytes(10_000_000)), *chunks]))
     others = pictures(("JPEG", "L"), ("GIF", "P"), ("BMP", "L"))
     st, safetensors = split_safetensors, to_safetensors(PARAMS)
-    files["weights.safetensors"] = safetensors
-    found = {
+    return {
         "idx": Kind([IDX], read_shape, is_idx),
         "idx.gz": Kind([join_gzip([IDX])], read_shape, is_idx, split_gzip, join_gzip),
         "weights": Kind([safetensors], load_weights, is_weights, st, join_safetensors),
@@ -224,13 +201,6 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "png": Kind(png, read_image, is_picture, split_png, join_png),
         "picture": Kind(others, read_image, is_picture),
     }
-    for name, numbers in {
-        "config.json": lambda run: [run.config["options"]["epochs"]],
-        "metrics.jsonl": lambda run: [record["test_loss"] for record in run.records],
-        "steps.jsonl": lambda run: run.losses[np.isfinite(run.losses)],
-    }.items():
-        found[name] = Kind([files[name]], partial(read_log, name, numbers), tells)
-    return found
 
 
 # The program.
