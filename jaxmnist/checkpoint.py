@@ -82,14 +82,11 @@ def load(path: StrPath, like: Any = None) -> Checkpoint:
             `jax.ShapeDtypeStruct`s. Without it the state is a dict of the `named_leaves`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint, or of another model.
+        CheckpointError: the file is damaged, no checkpoint, or of another model.
+        OSError: it cannot be read.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    found = _decode(path, content)
+    found = _decode(path, path.read_bytes())
     return found._replace(state=as_tree(path, found.state, like))
 
 
@@ -106,7 +103,7 @@ def restore(directory: StrPath, like: Any = None) -> tuple[Checkpoint | None, li
     for _, path in reversed(list_checkpoints(directory)):
         try:
             found = load(path)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             damaged.append(str(error))
         else:
             return found._replace(state=as_tree(path, found.state, like)), damaged

@@ -50,12 +50,12 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def naming(path: Path, what: str = "written") -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """An OSError of the block becomes one line that begins with the path."""
     try:
         yield
     except OSError as error:
-        raise OSError(f"{path}: cannot be {what}: {error.strerror or error}") from error
+        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _flush(path: Path) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Integer
 
 from jaxmnist.checks import check_count, describe
 from jaxmnist.data import check_order, num_examples
-from jaxmnist.errors import JaxmnistError
+from jaxmnist.errors import JaxmnistError, UsageError
 from jaxmnist.objective import asks_for, layers
 from jaxmnist.types import AnyArray, Examples, Remainder, State, TrainStep
 
@@ -107,14 +107,15 @@ def shard_epoch(
         axis: the mesh's axis, or axes, over which they are sharded.
 
     Raises:
-        ValueError: the devices along the axis do not divide the batch, or an index is outside.
+        UsageError: the devices along the axis do not divide the batch.
+        ValueError: an index is outside.
     """
     check_count("batch_size", batch_size)
     size = math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
     if batch_size % size:
         below, above = batch_size // size * size, -(-batch_size // size) * size
         next_ones = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(f"{size} devices cannot share a batch of {batch_size}: take {next_ones}")
+        raise UsageError(f"{size} devices cannot share a batch of {batch_size}: take {next_ones}")
     order = np.asarray(order)
     check_order(order, num_examples(dataset))
     rows = np.pad(order, (0, -len(order) % batch_size), mode="edge").reshape(-1, batch_size)

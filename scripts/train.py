@@ -62,7 +62,7 @@ def main(options: Options) -> None:
         programs.join_processes(job.coordinator, job.processes, job.process_id, job.timeout)
     device = programs.find_device(options.where.device)
     count = "all" if job.distributed else options.where.devices
-    mesh = programs.find_mesh(device, count, training.batch_size)
+    mesh = programs.find_mesh(device, count)
 
     # data
     data = o.load(options.data, options.start.seed)
@@ -135,7 +135,7 @@ def find_state(options: Options, data: Data, start: Any, directory: RunDirectory
         programs.agree(config["identity"] | {"epochs": epochs, "resume": output.resume})
     state = directory.begin(config, start.shapes, resume=output.resume) if directory else None
     if distributed and output.resume:
-        state = programs.broadcast(state, start.shapes)
+        state = programs.broadcast(state or start.make_state())
     if directory and directory.records:
         done = directory.records[-1]["epoch"]
         if done > epochs:

@@ -99,6 +99,6 @@ if __name__ == "__main__":
     refused = ""
     try:
         parallel.shard_epoch(dataset(), np.arange(8), 4, parallel.make_mesh())
-    except ValueError as error:  # where the mesh is larger than 4
+    except UsageError as error:  # where the mesh is larger than 4
         refused = str(error)
     print(json.dumps({"devices": len(jax.devices()), "runs": told, "refused": refused}))

@@ -4,12 +4,12 @@ The header is a magic number (two zero bytes, a type, the number of dimensions) 
 u32 a dimension; see https://yann.lecun.org/exdb/mnist/.
 """
 
+import gzip
+import io
 import math
-import os
 import re
 import struct
 import zlib
-from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +48,7 @@ def find_idx(directory: Path) -> dict[str, Path]:
     if found:
         missing = ", ".join(file for name, (file, _) in FILES.items() if name not in found)
         raise DataError(f"{missing} (raw or .gz) is missing beside {min(found.values())}")
-    if directory.is_dir():
-        what = f"found {', '.join(sorted(os.listdir(directory))[:3]) or 'nothing'}"
-    else:
-        what = "is a file" if directory.exists() else "no such directory"
+    what = "MNIST is not in it" if directory.is_dir() else "no such directory"
     raise DataNotFoundError(
         f"{directory}: {what}; MNIST is read from its four IDX files "
         f"({FILES['train_images'][0]}...), from Keras's mnist.npz or from tensorflow-datasets' copy"
@@ -79,7 +76,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
 
 
 def parse_idx(
-    file: BufferedIOBase, name: str, shape: tuple[int, ...]
+    file: io.BufferedIOBase, name: str, shape: tuple[int, ...]
 ) -> UInt8[np.ndarray, "*shape"]:
     """The uint8 array in an open IDX file, see `read_idx`; errors speak of it as `name`.
 
@@ -88,18 +85,13 @@ def parse_idx(
     header = struct.pack(f">{1 + len(shape)}I", 0x800 | len(shape), *shape)  # 8 is uint8
     size = len(header) + math.prod(shape)
     content = file.read(size + 100_000)  # which is more than gzip may add
-    # By its content: some browsers unpack a download and leave it its name.
-    if content.startswith(b"\x1f\x8b"):
-        unpack = zlib.decompressobj(wbits=31)  # gzip
-        try:
-            content = unpack.decompress(content, size + 1)
-        except zlib.error as error:
-            raise DataError(f"{name}: the file is damaged ({error}); {_ADVICE}") from error
-        if len(content) <= size and (not unpack.eof or unpack.unused_data):
-            raise DataError(f"{name}: the file is damaged (cut or longer); {_ADVICE}")
-    if not content.startswith(header):
-        raise DataError(f"{name}: not the header of {' x '.join(map(str, shape))} bytes; {_ADVICE}")
-    if len(content) != size:
-        what = "more than" if len(content) > size else f"{len(content):,} of"
-        raise DataError(f"{name}: holds {what} {size:,} bytes; {_ADVICE}")
+    try:
+        # By its content: some browsers unpack a download and leave it its name.
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{name}: the file is damaged ({error}); {_ADVICE}") from error
+    if len(content) != size or not content.startswith(header):
+        shown = " x ".join(map(str, shape))
+        raise DataError(f"{name}: not a header and {shown} bytes; {_ADVICE}")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()

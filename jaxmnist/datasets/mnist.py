@@ -14,7 +14,7 @@ import numpy as np
 from jaxmnist.data import Dataset
 from jaxmnist.datasets import cache, download, synthetic, tfds
 from jaxmnist.datasets.idx import FILES, find_idx, read_idx
-from jaxmnist.errors import DataError, DataNotFoundError, UsageError
+from jaxmnist.errors import DataError, DataNotFoundError
 
 Arrays = Mapping[str, np.ndarray]
 Say = Callable[[str], object]  # is told, in a line, what a user may want to know at once
@@ -56,8 +56,8 @@ def load_mnist(directory: str | os.PathLike[str] | None = None) -> tuple[Dataset
 
     Raises:
         DataNotFoundError: it is nowhere, or not in the directory that was named.
-        DataError: something was found, but it is damaged, incomplete or not MNIST, or the
-            directory that was named cannot be read.
+        DataError: something was found, but it is damaged, incomplete or not MNIST.
+        OSError: the directory that was named cannot be read.
     """
     found = load_data("mnist", directory)
     return found.train, found.test
@@ -92,19 +92,17 @@ def load_data(
 
     Raises:
         DataNotFoundError: MNIST is nowhere, and nothing else may be taken.
-        DataError: MNIST was found, but it is damaged, incomplete or cannot be read.
-        UsageError: a directory is given for synthetic digits.
+        DataError: MNIST was found, but it is damaged or incomplete.
+        OSError: the directory that was named cannot be read.
         ValueError: another dataset, or the seed is out of range.
     """
     if dataset not in ("auto", "mnist", "synthetic"):
         raise ValueError(f'dataset must be "auto", "mnist" or "synthetic", not {dataset!r}')
-    if dataset == "synthetic" and directory is not None:
-        raise UsageError("a data directory is for MNIST: the synthetic digits read no files")
     missing = None
     if dataset != "synthetic":
         named = os.environ.get("JAXMNIST_DATA_DIR") if directory is None else directory
         try:
-            return _from_named(Path(os.path.expanduser(named)), say) if named else _search(say)
+            return _from_directory(Path(os.path.expanduser(named)), say) if named else _search(say)
         except DataNotFoundError as error:
             if dataset == "mnist" or named:
                 raise
@@ -113,15 +111,6 @@ def load_data(
     train, test = synthetic.load_synthetic(seed, say=say)
     source = f"synthetic digits, seed {seed}: not MNIST"
     return Data(train, test, source, synthetic=True, missing=missing)
-
-
-def _from_named(directory: Path, say: Say) -> Data:
-    """Read MNIST from this directory only; any problem there is an error."""
-    try:
-        return _from_directory(directory, say)
-    except OSError as error:
-        place = error.filename or directory
-        raise DataError(f"{place}: cannot be read: {error.strerror or error}") from error
 
 
 def _search(say: Say) -> Data:

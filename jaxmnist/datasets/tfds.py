@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -49,19 +50,13 @@ def read_prepared(directory: Path) -> dict[str, UInt8[np.ndarray, "..."]]:
     arrays: dict[str, np.ndarray] = {}
     for split, count in _SPLITS.items():
         images, labels = np.empty((count, 28, 28), np.uint8), np.empty(count, np.uint8)
-        order = stored_order(split, count)[::-1]
-        for shard in _shards(directory, split):
-            try:
-                for record in _records(shard, len(order)):
-                    index = order.pop()
-                    images[index], labels[index] = _decode(record)
-            except Exception as error:  # protobuf, Pillow and array_record: each has its own
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise DataError(f"{shard}: damaged ({reason}); {_ADVICE}") from error
-        if order:
-            raise DataError(
-                f"{directory}: {len(order):,} of {count:,} {split} images are missing; {_ADVICE}"
-            )
+        try:
+            records = itertools.chain.from_iterable(map(_records, _shards(directory, split)))
+            for index, record in zip(stored_order(split, count), records, strict=True):
+                images[index], labels[index] = _decode(record)
+        except Exception as error:  # protobuf, Pillow and array_record: each has its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"{directory}: {split} is damaged ({reason}); {_ADVICE}") from error
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     return arrays
 
@@ -79,21 +74,19 @@ def _shards(directory: Path, split: str) -> list[Path]:
     return next(filter(None, found), [])
 
 
-def _records(path: Path, limit: int) -> Iterator[bytes]:
-    """The records of a shard, which must not be more than `limit`."""
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of a shard."""
     if ".array_record-" in path.name:
         from array_record.python.array_record_module import ArrayRecordReader
 
         with contextlib.closing(ArrayRecordReader(str(path))) as reader:
-            if reader.num_records() > limit:
-                raise ValueError("more images than MNIST has")
             yield from reader.read_all()
         return
     content, at = path.read_bytes(), 0
-    while at < len(content) and limit:  # length (8 bytes), its CRC (4), the record, its CRC (4)
+    while at < len(content):  # length (8 bytes), its CRC (4), the record, its CRC (4)
         end = at + 12 + struct.unpack_from("<Q", content, at)[0]
         yield content[at + 12 : end]
-        at, limit = end + 4, limit - 1
+        at = end + 4
 
 
 def _decode(record: bytes) -> tuple[np.ndarray, int]:

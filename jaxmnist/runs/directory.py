@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -95,30 +95,21 @@ def open_run(
     """
     if tensorboard:
         import tensorboardX  # noqa: F401  (missed now, and not after the first epoch)
-    with naming(path, "made"):
-        path.mkdir(parents=True, exist_ok=True)
-    with naming(path / ".lock"):
-        file = (path / ".lock").open("a")
-    with file:
-        _lock(file, path, warn)
-        with naming(path, "read"):
-            names = [n for n in os.listdir(path) if not n.startswith(".") and n[-4:] != ".tmp"]
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("a") as file:  # locked until the file is closed or the process ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            advice = "wait for it, or name another directory"
+            raise CheckpointError(f"{path}: another process trains into it; {advice}") from None
+        except OSError as error:  # some network file systems have no locks
+            warn(f"{path} cannot be locked ({error.strerror}): let no other process use it")
+        names = [n for n in os.listdir(path) if not n.startswith(".") and n[-4:] != ".tmp"]
         if names and not checkpoint.list_checkpoints(path):
             raise UsageError(f"{path}: already exists and holds no run; name a new directory")
         for stale in path.glob("*.????????.tmp"):  # of processes that were killed
             stale.unlink()
         yield RunDirectory(path, warn, tensorboard)
-
-
-def _lock(file: IO[str], directory: Path, warn: Callable[[str], None]) -> None:
-    """Lock the directory until the file is closed or the process ends."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        advice = "wait for it, or name another directory"
-        raise CheckpointError(f"{directory}: another process trains into it; {advice}") from None
-    except OSError as error:  # some network file systems have no locks
-        warn(f"{directory} cannot be locked ({error.strerror}): let no other process use it")
 
 
 class RunDirectory:

@@ -43,25 +43,15 @@ def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Devi
     try:
         return jax.local_devices(backend=None if kind == "auto" else kind)[0]
     except (RuntimeError, AssertionError) as error:
-        names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
-        asked = f"{names[0]}={os.environ[names[0]]}" if names else f"--device {kind}"
-        raise JaxmnistError(
-            f"JAX finds no device for {asked}; name one that is there, such as cpu "
-            "(the extras cuda12, cuda13 and tpu install support for others)"
-        ) from error
+        hint = "the extras cuda12, cuda13 and tpu install support for others than cpu"
+        raise JaxmnistError(f"JAX finds no device for --device {kind}: {error} ({hint})") from error
 
 
-def find_mesh(device: jax.Device, count: int | Literal["all"], batch_size: int) -> Mesh | None:
+def find_mesh(device: jax.Device, count: int | Literal["all"]) -> Mesh | None:
     """A mesh of `count` devices of this device's kind, or of "all"; None for a single one."""
     if count == 1:
         return None
     mesh = parallel.make_mesh(None if count == "all" else count, device.platform)
-    if batch_size % mesh.size:
-        below = batch_size - batch_size % mesh.size
-        raise UsageError(
-            f"--batch-size {batch_size}: {mesh.size} devices do not divide it; use "
-            + " or ".join(str(size) for size in (below, below + mesh.size) if size)
-        )
     return mesh if mesh.size > 1 else None
 
 
@@ -175,10 +165,8 @@ def join_processes(
     try:
         jax.distributed.initialize(coordinator, processes, process_id, **limits)
     except (ValueError, RuntimeError) as error:
-        raise JaxmnistError(
-            f"--distributed: {str(error).splitlines()[0]} "
-            "(--coordinator HOST:PORT --processes N --process-id I say where the others are)"
-        ) from error
+        hint = "--coordinator HOST:PORT --processes N --process-id I say where the others are"
+        raise JaxmnistError(f"--distributed: {str(error).splitlines()[0]} ({hint})") from error
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -193,14 +181,10 @@ def agree(identity: Mapping[str, Any]) -> None:
             raise UsageError(f"--distributed: another process has other options: {line}")
 
 
-def broadcast(state: TrainState | None, shapes: TrainState) -> TrainState | None:
-    """The first process's state, in every process; None if it has none."""
+def broadcast(state: TrainState) -> TrainState:
+    """The first process's state, in every process."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    def raw(state: Any) -> Any:  # typed keys cannot be sent
-        return state._replace(key=jax.random.key_data(state.key))
-
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(raw, shapes))
-    sent = zeros if state is None else raw(state)
-    found, sent = broadcast_one_to_all((np.array(state is not None), sent))
-    return sent._replace(key=jax.random.wrap_key_data(sent.key)) if found else None
+    # Typed keys cannot be sent.
+    sent = broadcast_one_to_all(state._replace(key=jax.random.key_data(state.key)))
+    return sent._replace(key=jax.random.wrap_key_data(sent.key))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -132,19 +131,18 @@ def _torch_start(model: MLP, n: int, options: Any) -> tuple[Any, Callable[[int],
     `options.torch_order` is "legacy") and, with `options.torch_test_loader`, over one that does
     not. The stream goes on from epoch to epoch, so orders can be asked for in turn only.
     """
-    generator, drawn = torch_compat.TorchGenerator(options.torch_seed), itertools.count()
+    generator = torch_compat.TorchGenerator(options.torch_seed)
     params = torch_compat.init_params(generator, (784, *model.hidden, model.classes))
 
-    def order(epoch: int) -> Int32[np.ndarray, " n"]:
+    def orders() -> Iterator[Int32[np.ndarray, " n"]]:
+        legacy = options.torch_order == "legacy"
         while True:
-            legacy = options.torch_order == "legacy"
-            found = torch_compat.loader_order(generator, n, legacy=legacy)
+            yield torch_compat.loader_order(generator, n, legacy=legacy)
             if options.torch_test_loader:
                 torch_compat.pass_in_order(generator)
-            if next(drawn) == epoch:
-                return found
 
-    return params, order
+    stream = enumerate(orders())
+    return params, lambda epoch: next(order for number, order in stream if number == epoch)
 
 
 def describe(model: MLP, shapes: TrainState, device: jax.Device) -> str:
