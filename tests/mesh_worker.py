@@ -96,9 +96,4 @@ if __name__ == "__main__":
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(number))
     told = {f"{name} {size}": losses(size, name) for name in OBJECTIVES for size in BATCHES}
     told |= {f"fsdp {name}": losses(64, name, fsdp=True) for name in OBJECTIVES}
-    refused = ""
-    try:
-        parallel.shard_epoch(dataset(), np.arange(8), 4, parallel.make_mesh())
-    except UsageError as error:  # where the mesh is larger than 4
-        refused = str(error)
-    print(json.dumps({"devices": len(jax.devices()), "runs": told, "refused": refused}))
+    print(json.dumps({"devices": len(jax.devices()), "runs": told}))

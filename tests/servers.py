@@ -2,8 +2,6 @@
 
 import contextlib
 import http.server
-import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,31 +38,3 @@ def send(handler: Handler, status: int, body: bytes = b"", length: int | None = 
 
 def send_file(files: Path) -> Callable[[Handler], None]:
     return lambda handler: send(handler, 200, (files / Path(handler.path).name).read_bytes())
-
-
-def flip_a_bit(files: Path) -> Callable[[Handler], None]:
-    def get(handler: Handler) -> None:
-        content = bytearray((files / Path(handler.path).name).read_bytes())
-        content[5000] ^= 1
-        send(handler, 200, bytes(content))
-
-    return get
-
-
-def reset(handler: Handler) -> None:
-    """Break the connection: to linger for 0 s is to answer with RST instead of FIN."""
-    option = struct.pack("ii", 1, 0)
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-    handler.connection.close()
-
-
-class Stall:
-    """Sends a little of what it announced, then nothing; `reached` is set once it is doing so."""
-
-    def __init__(self):
-        self.reached, self.over = threading.Event(), threading.Event()
-
-    def __call__(self, handler: Handler) -> None:
-        send(handler, 200, bytes(100_000), length=9_912_422)
-        self.reached.set()
-        self.over.wait()

@@ -98,8 +98,9 @@ def test_no_damage_goes_unseen(tmp_path):
     for other in (content + b"\0", content * 2, bytes(len(content)), b"", b"\x80\x04pickle"):
         path.write_bytes(other)
         refused(path, like, "damaged")
-    refused(tmp_path / "none", like, "cannot be read: No such file")
-    refused(tmp_path, like, "cannot be read: Is a directory")
+    for other in (tmp_path / "none", tmp_path):
+        with pytest.raises(OSError, match=f": '{other}'$"):
+            checkpoint.load(other, like)
 
 
 def test_another_model_is_refused_and_the_leaf_is_named(tmp_path):
@@ -173,15 +174,9 @@ def test_an_atomic_write_is_whole_or_nothing(tmp_path):
     path.write_bytes(b"old")
     with atomic_write(path) as file:
         file.write(b"new")
-
-    def fail(error):
-        with atomic_write(path) as file:
-            file.write(b"half")
-            raise error
-
     for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error):
-            fail(error)
+        (half := atomic_write(path)).__enter__().write(b"half")
+        assert not half.__exit__(error, error(), None)  # the error goes on
     with pytest.raises(OSError, match=f"^{tmp_path}/no/file: cannot be written: No such file"):
         atomic_write(tmp_path / "no" / "file").__enter__()
     assert path.read_bytes() == b"new"

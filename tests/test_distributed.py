@@ -1,37 +1,25 @@
 """scripts/train.py --distributed: several processes train as one, or say what differs."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from jaxmnist.runs.directory import read_run
-from tests.helpers import PATIENCE, ROOT
+from tests.test_parallel import free_port, run_together
 
 pytestmark = pytest.mark.slow
 # Of tests.stress.injection, which trains on few digits: nothing is injected.
 OPTIONS = ("kill", 0, "--dataset", "synthetic", "--batch-size", 50, "--momentum", 0.9, "--resume")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def run(out, *options, processes=2, differing=()):
     """Run so many processes to their end: the exit code, stdout and stderr of each."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    job = ("--distributed", "--coordinator", f"localhost:{port}", "--processes", processes)
-    started = []
+    job = ("--distributed", "--coordinator", f"localhost:{free_port()}", "--processes", processes)
+    commands = []
     for n in range(processes):
-        words = [*OPTIONS, "--out", out, *options, *(differing if n else ())]
+        words = ["-m", "tests.stress.injection", *OPTIONS, "--out", out, *options]
         words += [*job, "--process-id", n] if processes > 1 else []
-        command = [sys.executable, "-m", "tests.stress.injection", *map(str, words)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=ENVIRONMENT, **pipes))
-    ends = [process.communicate(timeout=PATIENCE) for process in started]
-    return [(p.returncode, *end) for p, end in zip(started, ends, strict=True)]
+        commands.append([*words, *(differing if n else ())])
+    return run_together(*commands)
 
 
 def test_two_processes_train_and_go_on_as_one(tmp_path):

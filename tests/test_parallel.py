@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmnist import JaxmnistError, epoch_order, make_train_epoch, make_train_step, parallel
+from jaxmnist.errors import UsageError
 from jaxmnist.training import norms
 from tests.helpers import PATIENCE, ROOT
 from tests.mesh_worker import BATCHES, EPOCHS, OBJECTIVES, SEED, TX, dataset, losses
@@ -45,24 +46,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(*command: object, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-        cwd=ROOT,
-    )
-
-
-def finish(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
+def run_together(*commands: list, **environment: str) -> list[tuple[int, str, str]]:
+    """Run Python programs at once: the exit code, stdout and stderr of each."""
+    options = {"cwd": ROOT, "env": os.environ | environment, "text": True}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    words = [[sys.executable, *map(str, command)] for command in commands]
+    started = [subprocess.Popen(command, **options) for command in words]
     try:
-        ended = [(*process.communicate(timeout=PATIENCE), process) for process in processes]
+        ends = [process.communicate(timeout=PATIENCE) for process in started]
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
-    return [(process.returncode, stdout, stderr) for stdout, stderr, process in ended]
+    return [(p.returncode, *end) for p, end in zip(started, ends, strict=True)]
 
 
 def check_run(run, expected, atol: float) -> None:
@@ -71,7 +66,9 @@ def check_run(run, expected, atol: float) -> None:
     np.testing.assert_allclose(run["norms"], expected["norms"], rtol=1e-5)
 
 
-def check(expected, stdout: str, devices: int) -> None:
+def check(expected, end: tuple[int, str, str], devices: int) -> None:
+    code, stdout, stderr = end
+    assert code == 0, stderr
     told = json.loads(stdout.splitlines()[-1])
     assert told["devices"] == devices
     assert set(told["runs"]) == set(expected)
@@ -98,32 +95,23 @@ def test_one_device_is_a_mesh_too(expected, name):
 @pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.stress)])
 def test_devices_equal_one(expected, devices):
     """Data parallel, and with the parameters sharded too."""
-    ((code, stdout, stderr),) = finish(start(WORKER, JAX_NUM_CPU_DEVICES=str(devices)))
-    assert code == 0, stderr
-    check(expected, stdout, devices)
-    refused = json.loads(stdout.splitlines()[-1])["refused"]
-    assert refused.partition(":")[0] == (
-        "8 devices cannot share a batch of 4" if devices == 8 else ""
-    )
+    (end,) = run_together([WORKER], JAX_NUM_CPU_DEVICES=str(devices))
+    check(expected, end, devices)
 
 
 @pytest.mark.slow
 def test_on_a_mesh_with_explicit_axes():
     """JAX's default mesh: evaluation and the gathering epoch, wherever their arrays lie."""
-    worker = start("-m", "tests.explicit_mesh", JAX_NUM_CPU_DEVICES="4")
-    ((code, stdout, stderr),) = finish(worker)
-    assert code == 0, stdout + stderr
-    assert len(stdout.splitlines()) == 8
+    (end,) = run_together(["-m", "tests.explicit_mesh"], JAX_NUM_CPU_DEVICES="4")
+    assert (end[0], len(end[1].splitlines())) == (0, 8), end
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.stress)])
 def test_processes_equal_one(expected, processes):
     port = free_port()
-    workers = [start(WORKER, port, processes, number) for number in range(processes)]
-    for code, stdout, stderr in finish(*workers):
-        assert code == 0, stderr
-        check(expected, stdout, processes)
+    for end in run_together(*([WORKER, port, processes, n] for n in range(processes))):
+        check(expected, end, processes)
 
 
 def test_the_batches_of_an_epoch():
@@ -140,6 +128,13 @@ def test_the_batches_of_an_epoch():
 def test_an_order_that_reaches_outside(index):
     with pytest.raises(ValueError, match=r"order reaches from .* outside 0\.\.899"):
         parallel.shard_epoch(dataset(), np.array([0, index]), 2, parallel.make_mesh(1))
+
+
+@pytest.mark.parametrize(("batch_size", "take"), [(100, "96 or 104"), (7, "8")])
+def test_devices_that_do_not_divide_the_batch(batch_size, take):
+    mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    with pytest.raises(UsageError, match=f"8 devices cannot share a batch of .*: take {take}$"):
+        parallel.shard_epoch(dataset(), np.arange(8), batch_size, mesh)
 
 
 def test_more_devices_than_there_are():

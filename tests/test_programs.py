@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from jaxmnist.errors import JaxmnistError, UsageError
+from jaxmnist.errors import JaxmnistError
 from jaxmnist.runs import programs
 from tests.helpers import ROOT, finish
 
@@ -69,23 +69,16 @@ def test_many_programs_are_not_kept_for_ever(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["JAX_PLATFORMS", "JAX_PLATFORM_NAME"])
-def test_a_device_that_is_not_there(monkeypatch, name):
-    with pytest.raises(JaxmnistError, match="JAX finds no device for --device tpu; name one that"):
+def test_a_device_that_is_not_there():
+    with pytest.raises(JaxmnistError, match=r"no device for --device tpu: .*the extras cu"):
         programs.find_device("tpu")
     code = "from jaxmnist.runs.programs import find_device; print(find_device({!r}))"
-    environment = os.environ | {name: "gpu", "PYTHONPATH": str(ROOT)}
-    with pytest.raises(RuntimeError, match=f"JAX finds no device for {name}=gpu"):
+    environment = os.environ | {"JAX_PLATFORMS": "gpu", "PYTHONPATH": str(ROOT)}
+    with pytest.raises(RuntimeError, match=r"no device for --device auto: .*JAX_PLATFORMS"):
         finish([sys.executable, "-c", code.format("auto")], env=environment)
     assert "cpu:0" in finish([sys.executable, "-c", code.format("cpu")], env=environment)
 
 
-def test_devices_that_do_not_divide_the_batch(monkeypatch):
+def test_a_single_device_is_no_mesh():
     (cpu,) = jax.devices("cpu")[:1]
-    assert programs.find_mesh(cpu, 1, 7) is None
-    assert programs.find_mesh(cpu, "all", 7) is None  # there is one
-    monkeypatch.setattr(programs.parallel, "make_mesh", lambda *_: type("Mesh", (), {"size": 8}))
-    with pytest.raises(UsageError, match="--batch-size 100: 8 devices do not divide it; use 96 or"):
-        programs.find_mesh(cpu, 8, 100)
-    with pytest.raises(UsageError, match=r"use 8$"):
-        programs.find_mesh(cpu, 8, 7)
+    assert programs.find_mesh(cpu, 1) is programs.find_mesh(cpu, "all") is None

@@ -185,6 +185,6 @@ def broadcast(state: TrainState) -> TrainState:
     """The first process's state, in every process."""
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    # Typed keys cannot be sent.
-    sent = broadcast_one_to_all(state._replace(key=jax.random.key_data(state.key)))
+    key: Any = state.key  # typed ones cannot be sent
+    sent = broadcast_one_to_all(state._replace(key=jax.random.key_data(key)))
     return sent._replace(key=jax.random.wrap_key_data(sent.key))

@@ -1,13 +1,12 @@
 """Runs scripts/train.py on 1,000 images; one call to the file system of the run's directory fails.
 
 `python injection.py WHAT N OPTIONS...`: before the n-th time that a file there is opened, renamed
-or removed, the process is killed ("kill"), the directory is removed ("remove"), or the call fails
-with an error's number. The number of calls is then in the file `calls` beside the directory.
+or removed, the process is killed ("kill"), or the call fails with an error's number. The number of
+calls is then in the file `calls` beside the directory.
 """
 
 import os
 import runpy
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -32,10 +31,7 @@ def inject(what: str, n: int, out: str) -> Callable[[], int]:
             return
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif what == "remove":
-            shutil.rmtree(out)
-        else:
-            raise OSError(int(what), os.strerror(int(what)), str(path))
+        raise OSError(int(what), os.strerror(int(what)), str(path))
 
     sys.addaudithook(hook)
     return lambda: calls
