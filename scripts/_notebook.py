@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _options import DataDirOptions
 from _output import markdown
 
 if TYPE_CHECKING:
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
 class Options:
     """The options."""
 
-    ipynb: bool = cli.option(False, "Write notebook.ipynb, with the outputs, beside the source.")
-    data: DataDirOptions = DataDirOptions()
+    ipynb: bool = False
+    """Write notebook.ipynb, with the outputs, beside the source."""
+    data_dir: Path | None = cli.option(None, metavar="DIR")
+    """Directory with MNIST, instead of JAXMNIST_DATA_DIR."""
 
 
 HERE = Path(__file__).parent
@@ -99,8 +100,8 @@ def run_notebook(path: Path, options: Options) -> None:
     """Run the notebook, here or in Jupyter; a number that is not the notebook's is an error."""
     from jaxmnist import JaxmnistError
 
-    if options.data.data_dir:
-        os.environ["JAXMNIST_DATA_DIR"] = str(options.data.data_dir.absolute())
+    if options.data_dir:
+        os.environ["JAXMNIST_DATA_DIR"] = str(options.data_dir.absolute())
     if options.ipynb:
         notebook = execute(path)
         text = notebook.cells[-1].outputs[0].data["text/markdown"]

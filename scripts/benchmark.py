@@ -8,8 +8,6 @@ Examples:
   scripts/benchmark.py --growth --runs 3
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -79,16 +77,14 @@ def a_program(name: str) -> str | None:
 class Options:
     """The options. All programs take about two minutes a turn on two CPU cores."""
 
-    runs: int = cli.option(7, "How many turns are timed.", o.at_least(1))
-    only: tuple[str, ...] = cli.option(
-        (), f"Time ours beside these only: {', '.join(PROGRAMS)}.", a_program, metavar="NAME"
-    )
-    growth: bool = cli.option(
-        False, "Show how the time of an image grows with the batch, the width and the models."
-    )
-    out: Path = cli.option(
-        Path("runs/benchmark"), "Directory for times and a chart.", o.local_path, metavar="DIR"
-    )
+    runs: int = cli.option(7, o.at_least(1))
+    """How many turns are timed."""
+    only: tuple[str, ...] = cli.option((), a_program, metavar="NAME")
+    """Time ours beside these only: numpy, linen, nnx, equinox, torch, compiled, notebook."""
+    growth: bool = False
+    """Show how the time of an image grows with the batch, the width and the models."""
+    out: Path = cli.option(Path("runs/benchmark"), metavar="DIR")
+    """Directory for times and a chart."""
 
 
 def main(options: Options) -> None:

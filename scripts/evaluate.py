@@ -1,23 +1,19 @@
 """Test a trained model on MNIST's test images or on your own labelled pictures."""
 
-from __future__ import annotations
-
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
 import csv
 import dataclasses
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from _options import SeededDataOptions, file_type, load, load_model, local_path, weights
+from _options import DataOptions, at_least, file_type, load, load_model
 from _options import wrong as usage_error
 from _output import markdown, percent, printable
 
@@ -26,20 +22,18 @@ from _output import markdown, percent, printable
 class Options:
     """The options."""
 
-    weights: Path = weights()
-    json: bool = cli.option(False, "Print one JSON object instead of tables.")
-    pictures: Path | None = cli.option(
-        None,
-        "Directory of your own pictures: with an index.csv (file, label and, if you like, kind), "
-        "or in folders named 0 to 9.",
-        local_path,
-        metavar="DIR",
-        also="photos",
-    )
-    plot: Path | None = cli.option(
-        None, "File for a plot of the misread pictures.", file_type(".png", ".pdf", ".svg")
-    )
-    data: SeededDataOptions = SeededDataOptions()
+    data: DataOptions
+    weights: Path = cli.option(metavar="RUN")
+    """A run of scripts/train.py --out, or a weights file."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+    pictures: Path | None = cli.option(None, metavar="DIR", also="photos")
+    """Directory of your own pictures: with an index.csv (file, label and, if you like, kind), or in
+    folders named 0 to 9."""
+    plot: Path | None = cli.option(None, file_type(".png", ".pdf", ".svg"))
+    """File for a plot of the misread pictures."""
+    seed: int = cli.option(0, at_least(0, 2**32))
+    """Seed of synthetic digits, that of the training."""
 
     def __post_init__(self) -> None:
         if self.plot and not self.pictures:
@@ -60,7 +54,7 @@ def main(options: Options) -> None:
     chosen = options.data
     if synthetic is False and chosen.dataset == "auto":  # MNIST's model is tested on nothing else
         chosen = dataclasses.replace(chosen, dataset="mnist")
-    data = load(chosen, chosen.seed)
+    data = load(chosen, options.seed)
     result = {
         "weights": str(options.weights),
         "layers": layer_sizes(params),
@@ -137,7 +131,7 @@ def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
     rows = [{"file": str(path), "label": path.parent.name} for path in files]
     for row in read_index(index) if index.exists() else rows:
         path, label = directory / row.get("file", "."), row.get("label", "")
-        if label not in list("0123456789") or not os.path.isfile(path):
+        if label not in list("0123456789") or not path.is_file():
             raise DataError(
                 f"{index}: entry {len(found) + 1} names no file that is there, or no digit; the "
                 "columns must be file, label and, if you like, kind"

@@ -1,25 +1,23 @@
 """Export a trained model: safetensors, StableHLO, ONNX, and a page on which to draw digits."""
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from _options import load_model, local_path, weights
+from _options import load_model
 
-FILES = dict(safetensors="weights.safetensors", stablehlo="model.stablehlo", onnx="model.onnx")
-FILES["page"] = "sketchpad.html"
-USES = {
-    "safetensors": "PyTorch: model.load_state_dict(safetensors.torch.load_file(path))",
-    "stablehlo": "JAX, this or a newer one: jax.export.deserialize(content).call(images)",
-    "onnx": "onnxruntime; other runtimes may want a fixed number of images",
-    "page": "open it in a browser and draw",
+Format = Literal["safetensors", "stablehlo", "onnx", "page"]
+FORMATS = {  # the name of the file, and its use
+    "safetensors": ("weights.safetensors", "PyTorch: safetensors.torch.load_file(path)"),
+    "stablehlo": ("model.stablehlo", "JAX: jax.export.deserialize(content).call(images)"),
+    "onnx": ("model.onnx", "onnxruntime; other runtimes may want a fixed number of images"),
+    "page": ("sketchpad.html", "open it in a browser and draw"),
 }
 
 
@@ -27,13 +25,12 @@ USES = {
 class Options:
     """The options."""
 
-    weights: Path = weights()
-    out: Path = cli.option(
-        Path("runs/exported"), "Directory for the files; what is there is replaced.", local_path
-    )
-    formats: tuple[Literal["safetensors", "stablehlo", "onnx", "page"], ...] = cli.option(
-        tuple(FILES), "What to write; stablehlo and onnx need the extra export.", metavar="FORMAT"
-    )
+    weights: Path = cli.option(metavar="RUN")
+    """A run of scripts/train.py --out, or a weights file."""
+    out: Path = Path("runs/exported")
+    """Directory for the files; what is there is replaced."""
+    formats: tuple[Format, ...] = cli.option(get_args(Format), metavar="FORMAT")
+    """What to write; stablehlo and onnx need the extra export."""
 
 
 def main(options: Options) -> None:
@@ -54,11 +51,11 @@ def main(options: Options) -> None:
     print(f"Exporting {'-'.join(map(str, layer_sizes(params)))} to {options.out}:")
     for name, content in contents.items():
         content = content.encode() if isinstance(content, str) else content
-        with atomic_write(options.out / FILES[name]) as file:
+        file_name, use = FORMATS[name]
+        with atomic_write(options.out / file_name) as file:
             file.write(content)
-        print(f"  {FILES[name]:19} {len(content) / 1000:5,.0f} kB\n      {USES[name]}")
-    if {"stablehlo", "onnx"} & set(contents):
-        print("images: uint8 [n, 28, 28], 0 background to 255 ink; result: float32 [n, 10]")
+        print(f"  {file_name:19} {len(content) / 1000:5,.0f} kB\n      {use}")
+    print("images: uint8 [n, 28, 28], 0 background to 255 ink; result: float32 [n, 10]")
 
 
 if __name__ == "__main__":

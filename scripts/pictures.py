@@ -1,19 +1,15 @@
 """Make README's pictures from a run of scripts/train.py; for maintainers, needs playwright."""
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
 import dataclasses
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
-
-from _options import DataDirOptions, local_path, weights
 
 # A three, in 280ths of the sketchpad.
 THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139, 134), (168, 143),
@@ -25,51 +21,45 @@ THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139,
 class Options:
     """The options."""
 
-    run: Path = weights()
-    out: Path = cli.option(cli.ROOT / ".github/pictures", "Directory for the pictures.", local_path)
-    data: DataDirOptions = DataDirOptions()
+    run: Path = cli.option(metavar="RUN")
+    """A run of scripts/train.py --plots --out."""
+    out: Path = cli.ROOT / ".github/pictures"
+    """Directory for the pictures."""
 
 
 def main(options: Options) -> None:
-    """Draw the run, synthetic digits, a digit to read, and the sketchpad in use."""
+    """Take the run's plots; draw synthetic digits, a digit to read, and the sketchpad in use."""
     import numpy as np
     from PIL import Image, ImageDraw
     from scipy.interpolate import CubicSpline
 
-    from jaxmnist import load_mnist
     from jaxmnist.datasets import load_synthetic
-    from jaxmnist.pictures.predict import log_probabilities
-    from jaxmnist.plots import digit_grid, run_figures
-    from jaxmnist.runs.directory import read_run
+    from jaxmnist.plots import digit_grid, save_figure
 
-    run, (_, test) = read_run(options.run), load_mnist(options.data.data_dir)
-    arrays = *map(np.asarray, test), np.exp(log_probabilities(run.params, test.images))
-    figures = run_figures(run.records, run.losses, run.params, *arrays)
-    images, labels = (np.asarray(part) for part in load_synthetic()[0])
+    for name in ("loss.png", "mistakes.png"):
+        shutil.copy(options.run / name, options.out)
+    images, labels = map(np.asarray, load_synthetic()[0])
     rows = np.stack([images[labels == digit][:20] for digit in range(10)])
-    figures["synthetic_digits.png"] = digit_grid(rows, "Synthetic digits")
-    for name in ("loss.png", "mistakes.png", "synthetic_digits.png"):
-        figures[name].savefig(options.out / name, dpi=110)
+    save_figure(digit_grid(rows, "Synthetic digits"), options.out / "synthetic_digits.png")
     stroke = CubicSpline(range(len(THREE)), THREE)(np.linspace(0, len(THREE) - 1, 100))
     picture = Image.new("L", (200, 200), 235)  # for scripts/predict.py
     ImageDraw.Draw(picture).line([*map(tuple, 200 / 280 * stroke)], 40, 14, "curve")
     picture.save(options.out / "digit.png")
-    sketch(stroke, run.params, options.out / "sketchpad.png")
+    sketch(stroke, options)
     print(f"Wrote the pictures of {options.out}")
 
 
-def sketch(stroke: Any, params: Any, path: Path) -> None:
+def sketch(stroke: Any, options: Options) -> None:
     """Draw the stroke on the exported page, in a browser, and take its picture."""
     from playwright.sync_api import sync_playwright
 
     from jaxmnist.export import to_page
+    from jaxmnist.weights import load_weights
 
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as directory:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         page = browser.new_page(viewport={"width": 800, "height": 610})
-        file = Path(directory, "sketchpad.html")
-        file.write_text(to_page(params), encoding="utf-8")
-        page.goto(file.as_uri())
+        page.set_content(to_page(load_weights(options.run)))
         box: Any = page.locator("#pad").bounding_box()
         first, *rest = ((box["x"], box["y"]) + box["width"] / 280 * stroke).tolist()
         page.mouse.move(*first)
@@ -78,8 +68,7 @@ def sketch(stroke: Any, params: Any, path: Path) -> None:
             page.mouse.move(*place)
         page.mouse.up()
         page.wait_for_timeout(1000)  # the bars grow slowly
-        page.screenshot(path=path)
-        browser.close()
+        page.screenshot(path=options.out / "sketchpad.png")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """Read digits in pictures: photos, scans or drawings, of any size and colour."""
 
-from __future__ import annotations
-
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
@@ -15,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _options import file_type, load_model, weights
+from _options import file_type, load_model
 from _output import printable
 
 BAR = 40  # characters that a probability of 1 takes
@@ -26,19 +23,15 @@ DOUBTS = {None: "", "uncertain": "; uncertain", "no_digit": "; probably no singl
 class Options:
     """The options."""
 
-    weights: Path = weights()
-    images: tuple[Path, ...] = cli.option(
-        help="Pictures of one digit each, dark on light or light on dark: PNG, JPEG, WebP, GIF, "
-        "BMP, TIFF, PPM or, where Pillow has it, AVIF; - reads one from stdin.",
-        metavar="IMAGE",
-        positional=True,
-    )
-    json: bool = cli.option(False, "Print one JSON array, an object an image, instead of bars.")
-    plot: Path | None = cli.option(
-        None,
-        "File for a plot of each image as the model sees it, beside its probabilities.",
-        file_type(".png", ".pdf", ".svg"),
-    )
+    weights: Path = cli.option(metavar="RUN")
+    """A run of scripts/train.py --out, or a weights file."""
+    images: tuple[Path, ...] = cli.option(metavar="IMAGE")
+    """Pictures of one digit each, dark on light or light on dark: PNG, JPEG, WebP, GIF, BMP, TIFF,
+    PPM or, where Pillow has it, AVIF; - reads one from stdin."""
+    json: bool = False
+    """Print one JSON array, an object an image, instead of bars."""
+    plot: Path | None = cli.option(None, file_type(".png", ".pdf", ".svg"))
+    """File for a plot of each image as the model sees it, beside its probabilities."""
 
 
 def main(options: Options) -> None:
@@ -69,13 +62,11 @@ def read(reader: Any, path: Path) -> tuple[dict[str, Any], Any]:
     """What is said of a picture, `error` if there is no digit, and what the model was given."""
     from jaxmnist.errors import DataError
 
-    found = {"image": str(path)} | dict.fromkeys(
-        ("digit", "probabilities", "doubt", "why", "error")
-    )
+    names = ("digit", "probabilities", "doubt", "why", "error")
+    found: dict[str, Any] = {"image": str(path), **dict.fromkeys(names)}
     try:
-        with cli.silenced():  # libtiff itself writes about damaged files
-            source = io.BytesIO(sys.stdin.buffer.read()) if str(path) == "-" else path
-            digit, chances, doubt, why, image = reader.read(source)
+        source = io.BytesIO(sys.stdin.buffer.read()) if str(path) == "-" else path
+        digit, chances, doubt, why, image = reader.read(source)
     except (DataError, OSError) as error:
         text = str(getattr(error, "strerror", error))
         return found | {"error": text.removeprefix(f"{path}: ")}, None
@@ -87,13 +78,12 @@ def read(reader: Any, path: Path) -> tuple[dict[str, Any], Any]:
 
 def describe(result: dict[str, Any]) -> str:
     """Lines for a reader: one and, for each digit, a bar."""
-    name, digit, why = (result[key] for key in ("image", "digit", "why"))
+    name, digit, why = printable(result["image"]), result["digit"], result["why"]
     if digit is None:
-        return f"{printable(name)}: {printable(result['error'])}"
-    lines = [f"{printable(name)}: {digit}{DOUBTS[result['doubt']]}" + (f": {why}" if why else "")]
+        return f"{name}: {printable(result['error'])}"
+    lines = [f"{name}: {digit}{DOUBTS[result['doubt']]}" + (f": {why}" if why else "")]
     for number, chance in enumerate(result["probabilities"]):
-        whole, eighths = divmod(round(chance * BAR * 8), 8)
-        lines.append(f"  {number}  {'█' * whole + ' ▏▎▍▌▋▊▉'[eighths]:{BAR}} {chance:6.1%}")
+        lines.append(f"  {number}  {'█' * round(chance * BAR):{BAR}} {chance:6.1%}")
     return "\n".join(lines)
 
 

@@ -1,9 +1,8 @@
 """Report on runs of scripts/train.py --out: one HTML page with results, curves and mistakes."""
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
@@ -14,20 +13,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _options import DataDirOptions, local_path
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The options."""
 
-    runs: tuple[Path, ...] = cli.option(
-        help="Directories of runs.", check=local_path, metavar="RUN", positional=True
-    )
-    out: Path = cli.option(
-        Path("runs/report.html"), "File for the page; what is there is replaced.", local_path
-    )
-    data: DataDirOptions = DataDirOptions()
+    runs: tuple[Path, ...] = cli.option(metavar="RUN")
+    """Directories of runs."""
+    out: Path = Path("runs/report.html")
+    """File for the page; what is there is replaced."""
+    data_dir: Path | None = cli.option(None, metavar="DIR")
+    """Directory with MNIST, instead of JAXMNIST_DATA_DIR."""
 
 
 def main(options: Options) -> None:
@@ -43,7 +39,7 @@ def main(options: Options) -> None:
         name if names.count(name) == 1 else str(path): read_run(path)
         for path, name in zip(options.runs, names, strict=True)
     }
-    sections = {name: describe(run, options.data.data_dir) for name, run in runs.items()}
+    sections = {name: describe(run, options.data_dir) for name, run in runs.items()}
     values = [section["options"] for section in sections.values()]
     fields = dict.fromkeys(field for run in values for field in run)
     equal = [field for field in fields if len({run.get(field) for run in values}) == 1]

@@ -8,12 +8,9 @@ Examples:
   scripts/sweep.py --sample 60 learning_rate=log:1e-4:1 --study search.log
 """
 
-from __future__ import annotations
-
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
@@ -37,15 +34,24 @@ if TYPE_CHECKING:
 class SearchOptions:
     """Search."""
 
-    grid: tuple[str, ...] = cli.option((), "All combinations of values.", metavar="OPTION=V,V")
-    sample: tuple[str, ...] = cli.option((), "N settings of ranges.", metavar="N OPTION=LOW:HIGH")
-    sampler: Literal["random", "tpe"] = cli.option("random", "At random, or by Optuna's TPE.")
-    sample_seed: int = cli.option(0, "Seed of the sampler.", o.at_least(0, 2**32))
-    seeds: int = cli.option(1, "Train each setting with the seeds 0 to N - 1.", o.at_least(1))
-    study: str | None = cli.option(None, "A file or database to keep it in.", metavar="FILE|URL")
-    out: Path | None = cli.option(None, "For all losses and accuracies.", o.file_type(".csv"))
-    top: int = cli.option(10, "How many settings the table shows.", o.at_least(1))
-    plot: Path | None = cli.option(None, "A directory for plots.", o.local_path, metavar="DIR")
+    grid: tuple[str, ...] = cli.option((), metavar="OPTION=V,V")
+    """All combinations of values."""
+    sample: tuple[str, ...] = cli.option((), metavar="N OPTION=LOW:HIGH")
+    """N settings of ranges."""
+    sampler: Literal["random", "tpe"] = "random"
+    """At random, or by Optuna's TPE."""
+    sample_seed: int = cli.option(0, o.at_least(0, 2**32))
+    """Seed of the sampler."""
+    seeds: int = cli.option(1, o.at_least(1))
+    """Train each setting with the seeds 0 to N - 1."""
+    study: str | None = cli.option(None, metavar="FILE|URL")
+    """A file or database to keep it in."""
+    out: Path | None = cli.option(None, o.file_type(".csv"))
+    """For all losses and accuracies."""
+    top: int = cli.option(10, o.at_least(1))
+    """How many settings the table shows."""
+    plot: Path | None = cli.option(None, metavar="DIR")
+    """A directory for plots."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Options:
     training: o.TrainingOptions
     model: o.ModelOptions
     optimizer: o.OptimizerOptions
-    data: o.TrainingDataOptions
+    data: o.DataOptions
+    split: o.SplitOptions
     where: o.DeviceOptions
 
 
@@ -75,31 +82,29 @@ def main(options: Options) -> None:
     # train
     worker = make_worker(options)
     total, done = worker.search.count * worker.search.seeds, worker.done()
-    kept = compile_cache() if options.where.compile_cache else contextlib.nullcontext()
+    kept = None if options.where.no_compile_cache else compile_cache()
     bar = tqdm.tqdm(total=total, initial=done, unit="model", leave=False, disable=None)
     began, written = time.monotonic(), -math.inf
-    with kept, bar:
-        for now in itertools.chain([done], worker.work()):
+    with kept or contextlib.nullcontext(), bar:
+        for now in itertools.chain([done], worker.work(), [total]):
             bar.update(now - bar.n)
-            if out and time.monotonic() - written > 10:
+            if out and (now == total or time.monotonic() - written > 10):
                 write_csv(out, worker.results())
                 written = time.monotonic()
     print(f"Trained in {time.monotonic() - began:.1f} s\n")
 
     # results
-    if out:
-        write_csv(out, worker.results())
     show(options, worker)
     if plots:
         plot(plots, worker.results(), worker.search.space, worker.ranked_by)
 
 
-def make_worker(options: Options) -> Worker:
+def make_worker(options: Options) -> "Worker":
     """The search that the options ask for, its data and its study."""
     import jax
 
     from jaxmnist.runs import programs, setup
-    from jaxmnist.runs.directory import environment, option_values
+    from jaxmnist.runs.directory import environment
     from jaxmnist.runs.machine import use_cpu_cores
     from jaxmnist.runs.search import Search
     from jaxmnist.runs.study import Worker, open_study
@@ -115,21 +120,21 @@ def make_worker(options: Options) -> Worker:
     use_cpu_cores()
     devices = jax.local_devices(backend=programs.find_device(options.where.device).platform)
     data = o.load(options.data, 0)
-    train_set, tests = setup.split(data, options.data.validation, options.data.synthetic_digits)
+    train_set, tests = setup.split(data, **vars(options.split))
     for given in map(search.options, search.settings or [{}]):
         setup.count_steps(len(train_set.labels), given["batch_size"], given["epochs"])
 
     # study
-    here, known = environment(), option_values(options.data, identity=True)
-    about = {**known, **here["flags"], **here["versions"], "synthetic": data.synthetic}
+    about = {**vars(options.split), **environment()["flags"], **environment()["versions"]}
+    about["synthetic"] = data.synthetic
     study = open_study(options.search.study)
     worker = Worker(study, search, {"train": train_set, **tests}, about, devices)
     models = f"{search.count:,} settings x {search.seeds} seeds, {worker.done():,} are trained"
-    print(f"Data: {data.source}\nModels: {models}", flush=True)
+    print(f"Data: {data.source}\nModels: {models}")
     return worker
 
 
-def show(options: Options, worker: Worker) -> None:
+def show(options: Options, worker: "Worker") -> None:
     """Print the best settings, and how to train the best one by itself."""
     scores = list(dict.fromkeys((worker.ranked_by, "test_accuracy", "test_loss")))
     results = sorted(worker.results(), key=lambda r: (r.diverged, -r.score(worker.ranked_by)[0]))
@@ -151,7 +156,7 @@ def show(options: Options, worker: Worker) -> None:
 def command(options: Options, setting: dict[str, Any]) -> str:
     """The command line that trains a setting by itself."""
     words, recipe = ["scripts/train.py"], o.RECIPES[options.recipe.recipe]
-    for group in (options.recipe, options.training, options.model, options.optimizer, options.data):
+    for group in list(vars(options).values())[1:-1]:  # but the search and the device
         for field in dataclasses.fields(group):
             value = setting.get(field.name, getattr(group, field.name))
             if value != recipe.get(field.name, field.default):

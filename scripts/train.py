@@ -9,18 +9,16 @@ Examples:
   scripts/train.py --recipe accurate --out runs/accurate
 """
 
-from __future__ import annotations
-
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
 import contextlib
 import dataclasses
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import _options as o
@@ -39,9 +37,10 @@ class Options:
     start: o.StartOptions
     model: o.ModelOptions
     optimizer: o.OptimizerOptions
-    data: o.TrainingDataOptions
-    where: o.DevicesOptions
-    processes: o.ProcessOptions
+    data: o.DataOptions
+    split: o.SplitOptions
+    where: o.DeviceOptions
+    parallel: o.ParallelOptions
     output: o.OutputOptions
 
 
@@ -57,27 +56,26 @@ def main(options: Options) -> None:
     # devices: one, or several that share each batch, those of other processes included
     # float32 everywhere: by default NVIDIA GPUs multiply in TF32 and TPUs in bfloat16
     jax.config.update("jax_default_matmul_precision", "highest")
-    job = options.processes
+    job = options.parallel
     if job.distributed:
         programs.join_processes(job.coordinator, job.processes, job.process_id, job.timeout)
     device = programs.find_device(options.where.device)
-    count = "all" if job.distributed else options.where.devices
-    mesh = programs.find_mesh(device, count)
+    mesh = programs.find_mesh(device, "all" if job.distributed else job.devices)
 
     # data
     data = o.load(options.data, options.start.seed)
-    train_set, test_sets = setup.split(data, options.data.validation, options.data.synthetic_digits)
+    train_set, test_sets = setup.split(data, **vars(options.split))
     steps = setup.count_steps(len(train_set.labels), training.batch_size, training.epochs)
 
     # model, optimizer, step
-    tx = make_optimizer(**dataclasses.asdict(options.optimizer), steps=steps * training.epochs)
+    tx = make_optimizer(**vars(options.optimizer), steps=steps * training.epochs)
     model, train_step, metrics_fn = setup.make_training(
         options.model.hidden, options.model.loss, training.augment or None, tx
     )
 
     # start: parameters and orders from the seed's key, or as PyTorch makes them
     start = setup.make_start(model, tx, len(train_set.labels), options.start)
-    print(f"Data: {data.source}\nModel: {setup.describe(model, start.shapes, device)}", flush=True)
+    print(f"Data: {data.source}\nModel: {setup.describe(model, start.shapes, device)}")
 
     with open_directory(options) as directory:
         state = find_state(options, data, start, directory)
@@ -86,7 +84,7 @@ def main(options: Options) -> None:
 
         # programs: an epoch and the tests, compiled
         if epochs:
-            cache = programs.compile_cache() if options.where.compile_cache else None
+            cache = None if options.where.no_compile_cache else programs.compile_cache()
             with cache or contextlib.nullcontext():
                 place, train_epoch, test = programs.compile_programs(
                     *(train_step, metrics_fn, start.shapes, train_set, test_sets),
@@ -99,38 +97,36 @@ def main(options: Options) -> None:
         if directory and options.output.plots:
             draw(directory, data)
     work = f"{training.epochs} x {steps} steps on {mesh.size if mesh else 1} x {device.platform}"
-    report(options, data, work, len(epochs) * len(train_set.labels), clock)
+    print(f"\nTrained for {work}")
+    report(options, data, len(epochs) * len(train_set.labels), clock)
 
 
-def open_directory(options: Options) -> contextlib.AbstractContextManager[RunDirectory | None]:
+def open_directory(options: Options) -> contextlib.AbstractContextManager["RunDirectory | None"]:
     """The directory of the run, if there is to be one and this is the process that writes."""
     import jax
 
     from jaxmnist.runs.directory import open_run
 
-    def warn(line: str) -> None:
-        print(f"Warning: {line}", file=sys.stderr)
-
     if options.output.out is None or jax.process_index():
         return contextlib.nullcontext()
     if options.output.plots:
         import matplotlib.figure  # noqa: F401  (missed now, and not when all is trained)
+    warn = partial(print, "Warning:", file=sys.stderr)
     return open_run(options.output.out, warn=warn, tensorboard=options.output.tensorboard)
 
 
-def find_state(options: Options, data: Data, start: Any, directory: RunDirectory | None) -> Any:
+def find_state(options: Options, data: "Data", start: Any, directory: "RunDirectory | None") -> Any:
     """The state of the newest checkpoint, if this run has one."""
     from jaxmnist.runs import programs
     from jaxmnist.runs.directory import describe_epoch, make_config
 
     epochs, output, optimizer = options.training.epochs, options.output, options.optimizer
-    identity: dict[str, Any] = {"data": "synthetic digits" if data.synthetic else "MNIST"}
+    more: dict[str, Any] = {"data": "synthetic digits" if data.synthetic else "MNIST"}
     if optimizer.schedule != "constant" or optimizer.warmup:  # by the share of all epochs
-        identity["scheduled_epochs"] = epochs
+        more["scheduled_epochs"] = epochs
     if start.init:  # else any: they are in the checkpoint
-        identity["init"] = start.init
-    config = make_config(options, **identity)
-    distributed = options.processes.distributed
+        more["init"] = start.init
+    config, distributed = make_config(options, **more), options.parallel.distributed
     if distributed:
         programs.agree(config["identity"] | {"epochs": epochs, "resume": output.resume})
     state = directory.begin(config, start.shapes, resume=output.resume) if directory else None
@@ -146,7 +142,7 @@ def find_state(options: Options, data: Data, start: Any, directory: RunDirectory
 
 
 def run_epochs(
-    train_epoch: Any, test: Any, state: Any, order: Any, epochs: range, directory: Any, clock: Clock
+    train_epoch: Any, test: Any, state: Any, order: Any, epochs: range, directory: Any, clock: Any
 ) -> None:
     """Train and test, epoch after epoch."""
     import numpy as np
@@ -155,27 +151,23 @@ def run_epochs(
     from jaxmnist import check_finite
     from jaxmnist.runs.directory import describe_epoch, epoch_record
 
-    with tqdm.tqdm(total=len(epochs), unit="epoch", leave=False, disable=None) as bar:
-        for epoch in epochs:
-            # train: one compiled scan over the shuffled batches
-            state, losses = train_epoch(state, order(epoch))
-            losses = np.asarray(losses)
-            clock.lap("train")
-            check_finite(losses, first_step=epoch * len(losses))
-            # test
-            record = epoch_record(epoch + 1, losses, test(state.params))
-            clock.lap("evaluate")
-            # tell
-            bar.update()
-            bar.write(describe_epoch(record, epochs.stop))
-            sys.stdout.flush()
-            # keep
-            if directory:
-                directory.save(state, record, losses)
-                clock.lap("save")
+    for epoch in tqdm.tqdm(epochs, unit="epoch", leave=False, disable=None):
+        # train: one compiled scan over the shuffled batches
+        state, losses = train_epoch(state, order(epoch))
+        losses = np.asarray(losses)
+        clock.lap("train")
+        check_finite(losses, first_step=epoch * len(losses))
+        # test
+        record = epoch_record(epoch + 1, losses, test(state.params))
+        clock.lap("evaluate")
+        tqdm.tqdm.write(describe_epoch(record, epochs.stop))
+        # keep
+        if directory:
+            directory.save(state, record, losses)
+            clock.lap("save")
 
 
-def draw(directory: RunDirectory, data: Data) -> None:
+def draw(directory: "RunDirectory", data: "Data") -> None:
     """Draw the figures of the finished run."""
     import numpy as np
 
@@ -190,17 +182,15 @@ def draw(directory: RunDirectory, data: Data) -> None:
         save_figure(figure, directory.path / name)
 
 
-def report(options: Options, data: Data, work: str, images: int, clock: Clock) -> None:
+def report(options: Options, data: "Data", images: int, clock: "Clock") -> None:
     """The closing summary."""
-    out, seconds = options.output.out, clock.seconds
-    print(f"\nTrained for {work}")
-    print("  " + ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items()))
+    print("  " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in clock.seconds.items()))
     if images:
-        print(f"  {images / seconds['train']:,.0f} images per second in training")
+        print(f"  {images / clock.seconds['train']:,.0f} images per second in training")
     else:
         print("  nothing left to train; a larger --epochs trains further")
-    kept = f"options, metrics, checkpoints and weights in {out}" if out else None
-    print(f"  {kept or 'the model is not kept; --out DIRECTORY keeps it'}")
+    if not options.output.out:
+        print("  the model is not kept; --out DIRECTORY keeps it")
     if data.missing:
         print(o.WARNING)
 

@@ -114,7 +114,7 @@ def test_what_the_script_refuses(script, trained_run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     refused(script("export.py", trained_run, "--out", out, "--formats", "pickle"), 2, "pickle")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    words = "onnx is not installed for this Python: ", "[export]'"
+    words = "onnx is not installed for this Python: ", "[export"
     refused(script("export.py", trained_run, "--out", out, "--formats", "page", "onnx"), 1, *words)
     assert not out.exists()
     out.touch()

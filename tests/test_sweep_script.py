@@ -118,7 +118,7 @@ def test_a_missing_optuna_is_one_line(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     for name in ("search", "study"):
         monkeypatch.delitem(sys.modules, f"jaxmnist.runs.{name}", raising=False)
-    refused(script("sweep.py", "--grid", "learning_rate=0.1"), 1, "optuna", "[sweep]")
+    refused(script("sweep.py", "--grid", "learning_rate=0.1"), 1, "optuna", "sweep")
 
 
 @pytest.mark.slow
