@@ -55,8 +55,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 # What installs every package that a script may need.
 PACKAGES = f"{ROOT}[export,notebook,plots,sweep,tensorboard]"
-# What JAX says where its environment variables, such as JAX_DISABLE_JIT, let nothing be compiled.
-UNUSABLE = "initialize backend|Unknown backend|Disable jit|Disallowed .* transfer"
+# What JAX says where its environment variables let it do nothing.
+UNUSABLE = "initialize backend|Unknown backend|Disallowed .* transfer"
 
 
 def option(
@@ -95,6 +95,7 @@ def run(
     # XLA prints a page about the processor for each program that it loads from the cache, as an
     # error (level 2).
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ.pop("JAX_DISABLE_JIT", None)  # our programs are compiled ahead, or it takes hours
     try:
         options = parse(sys.argv[1:], kind, about or "", recipes)
         gc.disable()  # importing makes a million objects and no garbage: 0.4 of 1.4 s look for it
