@@ -69,14 +69,12 @@ def to_onnx(params: Params) -> bytes:
         helper.make_node("Sub", ["share", "0.5"], ["shifted"]),  # Normalize((0.5,), (0.5,))
         helper.make_node("Div", ["shifted", "0.5"], ["x0"]),
     ]
-    last = len(state_dict) // 2 - 1
-    for k in range(last + 1):
-        inputs, output = [f"x{k}", f"{2 * k}.weight", f"{2 * k}.bias"], f"linear{k}"
-        if k == last:
-            output = "logits"
-        nodes.append(helper.make_node("Gemm", inputs, [output], transB=1))
-        if k < last:
-            nodes.append(helper.make_node("Relu", [output], [f"x{k + 1}"]))
+    for k in range(0, len(state_dict), 2):  # PyTorch's numbers of the layers
+        if k:
+            nodes.append(helper.make_node("Relu", [f"linear{k - 2}"], [f"x{k}"]))
+        inputs = [f"x{k}", f"{k}.weight", f"{k}.bias"]
+        nodes.append(helper.make_node("Gemm", inputs, [f"linear{k}"], transB=1))
+    nodes[-1].output[0] = "logits"
     graph = helper.make_graph(
         nodes,
         "jaxmnist",

@@ -145,7 +145,8 @@ def contact_sheet(
 
 def digit_grid(images: UInt8[np.ndarray, "rows columns height width"], title: str) -> "Figure":
     """The images side by side, white on black."""
-    return _tiled(images, title, inches=0.42, cmap="gray", vmin=0, vmax=255).figure
+    size = 0.42 * images.shape[1], 0.42 * images.shape[0] + 0.35
+    return _tiled(images, title, size, cmap="gray", vmin=0, vmax=255).figure
 
 
 def weight_grid(
@@ -165,8 +166,9 @@ def weight_grid(
     limit = max(float(np.nanmax(np.abs(tiles))), 1e-12)
     which = "all" if len(chosen) == len(weight) else f"{most} largest of"
     title = f"First-layer weights: {which} {len(weight)} units"
-    style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-    shown = _tiled(tiles.reshape(rows, columns, 30, 30), title, inches=0.5, **style)
+    style = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "none"}
+    size, tiles = (0.5 * columns, 0.5 * rows + 1.3), tiles.reshape(rows, columns, 30, 30)
+    shown = _tiled(tiles, title, size, **style)
     label = "weight of a pixel (above 0: ink raises the sum)"
     shown.figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
     return shown.figure
@@ -221,13 +223,12 @@ def _figure(width: float, height: float, title: str) -> "Figure":
     return figure
 
 
-def _tiled(images: np.ndarray, title: str, inches: float, **style: Any) -> Any:
-    """A figure of rows of images, `[rows, columns, height, width]`, each of this many inches."""
-    rows, columns, height, _ = images.shape
-    axes = _figure(columns * inches, rows * inches + 0.5, title).subplots()
+def _tiled(images: np.ndarray, title: str, size: tuple[float, float], **style: Any) -> Any:
+    """Rows of images, `[rows, columns, height, width]`, in a figure of this size in inches."""
+    rows, _, height, _ = images.shape
+    axes = _figure(*size, title).subplots()
     axes.set_axis_off()
-    whole = images.swapaxes(1, 2).reshape(rows * height, -1)
-    return axes.imshow(whole, interpolation="none", **style)
+    return axes.imshow(images.swapaxes(1, 2).reshape(rows * height, -1), **style)
 
 
 def _show_digit(axes: Any, image: np.ndarray, title: str) -> None:

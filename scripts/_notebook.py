@@ -10,15 +10,11 @@ import os
 import re
 import runpy
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from _output import markdown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +39,14 @@ rows: dict[tuple[int, str], tuple[str, ...]] = {}  # of the closing table
 
 def show(cell: int, what: str, ours: object) -> None:
     """Print what the notebook's cell printed, and what ours does."""
-    for name, text in (("notebook", outputs[cell, what]), ("jaxmnist", as_text(ours))):
+    for name, text in zip(("notebook", "jaxmnist"), both(cell, what, ours), strict=True):
         print(f"{f'[{cell}]':>4} {name}  {text}".replace("\n", "\n" + 15 * " "))
 
 
 def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
     """Show both, and note for the table whether they print the same numbers."""
     show(cell, what, ours)
-    both = outputs[cell, what], as_text(ours)
-    texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in both]
+    texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in both(cell, what, ours)]
     gaps = [abs(float(a) - float(b)) for a, b in zip(*texts, strict=False)]
     agree = len(texts[0]) == len(texts[1]) == len(gaps) > 0 and max(gaps) <= within
     verdict = (f"within {within:g}" if within else "same") if agree else "OFF"
@@ -60,14 +55,14 @@ def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
     rows[cell, what] = (str(cell), what, *brief, difference, verdict)
 
 
-def as_text(value: Any) -> str:
-    """An array as PyTorch prints a tensor, four decimals and its corners; the rest as it is."""
-    if not hasattr(value, "dtype"):
-        return str(value)
+def both(cell: int, what: str, ours: Any) -> tuple[str, str]:
+    """What the notebook printed; ours, arrays with four decimals and their corners as PyTorch's."""
     import numpy as np
 
-    style: Any = {"precision": 4, "floatmode": "fixed", "suppress_small": True, "threshold": 1000}
-    return f"Array({np.array2string(np.asarray(value), **style, separator=', ', prefix='Array(')})"
+    if hasattr(ours, "dtype"):
+        with np.printoptions(precision=4, floatmode="fixed", suppress=True, threshold=1000):
+            ours = f"Array({np.array2string(np.asarray(ours), separator=', ', prefix='Array(')})"
+    return outputs[cell, what], str(ours)
 
 
 class Table(str):
@@ -81,40 +76,31 @@ def table() -> Table:
     return Table(markdown([COLUMNS, *rows.values()], left=len(COLUMNS)))
 
 
-class Picture:
-    """A figure that `draw(*arguments)` makes where Jupyter shows it."""
-
-    def __init__(self, draw: "Callable[..., Figure]", *arguments: object) -> None:
-        self.draw = partial(draw, *arguments)
+class Picture(partial):
+    """A figure, which `Picture(draw, *arguments)` draws where Jupyter shows it."""
 
     def __repr__(self) -> str:
         return "A figure"
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
-        self.draw().savefig(content, format="png", dpi=72)
+        self().savefig(content, format="png", dpi=72)
         return content.getvalue()
 
 
 def run_notebook(path: Path, options: Options) -> None:
-    """Run the notebook, here or in Jupyter; a number that is not the notebook's is an error."""
+    """Run the notebook, then in Jupyter; a number that is not the notebook's is an error."""
     from jaxmnist import JaxmnistError
 
     if options.data_dir:
         os.environ["JAXMNIST_DATA_DIR"] = str(options.data_dir.absolute())
-    if options.ipynb:
-        notebook = execute(path)
-        text = notebook.cells[-1].outputs[0].data["text/markdown"]
-    else:
-        runpy.run_path(str(path))
-        text = table()
-        print(f"\n{text}")
-    if off := re.findall(r"^\| (\d+) +\| (.*?) +\|.*\| OFF", text, re.MULTILINE):
-        cells = ", ".join(f"cell {cell} ({what})" for cell, what in off)
-        raise JaxmnistError(f"not what the notebook printed: {cells}")
+    runpy.run_path(str(path))
+    print(f"\n{table()}")
+    if off := [f"cell {row[0]} ({row[1]})" for row in rows.values() if row[-1] == "OFF"]:
+        raise JaxmnistError(f"not what the notebook printed: {', '.join(off)}")
     if options.ipynb:
         target = path.with_suffix(".ipynb")
-        target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        target.write_text(json.dumps(execute(path), indent=1, ensure_ascii=False) + "\n")
         print(f"Wrote {target}")
 
 
@@ -123,24 +109,17 @@ def execute(path: Path) -> Any:
     import nbclient
     from nbformat import v4
 
-    from jaxmnist import JaxmnistError
-
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    notebook = v4.new_notebook(metadata=kernel)
+    notebook = v4.new_notebook()
     _, *parts = re.split(r"^# %%(.*)\n", path.read_text(), flags=re.MULTILINE)
     for mark, source in zip(parts[::2], map(str.strip, parts[1::2]), strict=True):
         new_cell = v4.new_markdown_cell if mark else v4.new_code_cell
         text = re.sub("^# ?", "", source, flags=re.MULTILINE) if mark else source
         notebook.cells.append(new_cell(text, id=str(len(notebook.cells))))
+    options: dict[str, Any] = {"record_timing": False, "coalesce_streams": True}
     where = {"metadata": {"path": str(path.parent)}}
-    client = nbclient.NotebookClient(
-        notebook, resources=where, record_timing=False, coalesce_streams=True
-    )
-    try:
-        client.execute()
-    except nbclient.exceptions.CellExecutionError as error:
-        raise JaxmnistError(f"{error.ename}: {error.evalue}") from error
-    notebook.metadata = kernel  # Jupyter has added Python's version
+    nbclient.NotebookClient(notebook, resources=where, **options).execute()
+    # Without Python's version, which Jupyter has added.
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     return notebook
 
 

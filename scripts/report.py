@@ -9,7 +9,6 @@ import _cli as cli
 import base64
 import dataclasses
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,11 @@ def main(options: Options) -> None:
     from jaxmnist.plots import loss_curves
     from jaxmnist.runs.directory import read_run
 
-    names = [path.resolve().name for path in options.runs]
-    runs = {
-        name if names.count(name) == 1 else str(path): read_run(path)
-        for path, name in zip(options.runs, names, strict=True)
-    }
+    runs = {str(path): read_run(path) for path in options.runs}
     sections = {name: describe(run, options.data_dir) for name, run in runs.items()}
-    values = [section["options"] for section in sections.values()]
-    fields = dict.fromkeys(field for run in values for field in run)
-    equal = [field for field in fields if len({run.get(field) for run in values}) == 1]
+    first, *others = [section["options"] for section in sections.values()]
+    fields = dict.fromkeys(field for run in (first, *others) for field in run)
+    equal = [x for x in fields if all(run.get(x) == first.get(x) for run in others)]
     losses = next(iter(runs.values())).losses if len(runs) == 1 else None
     curves = loss_curves({name: run.records for name, run in runs.items()}, losses)
     page = Environment(
@@ -94,10 +89,7 @@ def describe(run: Any, data_dir: Path | None) -> dict[str, Any]:
             "tested on": data,
         },
         "epochs": [f"{x['test_loss']:.4f} {x['test_accuracy']:.2%}" for x in run.records],
-        "options": {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in (run.config["identity"] | run.config["versions"]).items()
-        },
+        "options": run.config["identity"] | run.config["versions"],
         "confusion": metrics["confusion"],
         "worst": max(1, wrong.max()),
         "mistakes": data_url(mistake_grid(images, labels, np.exp(found), columns=4)),
