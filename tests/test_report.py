@@ -71,7 +71,7 @@ def test_runs_that_differ(script, trained_run, tmp_path, monkeypatch):
     assert script("report.py", *paths, "--out", out)[0] == 0
     page = out.read_text(encoding="utf-8")
     rows = {row[0]: row[1:] for row in table_rows(page)}
-    assert rows[""] == [hostile.name, *map(str, paths[1:])]
+    assert rows[""] == [str(path) for path in paths]
     assert rows["learning_rate"][0] == "<b>"
     assert "<script" not in page
     assert "<b>" not in page
