@@ -167,8 +167,8 @@ def weight_grid(
     which = "all" if len(chosen) == len(weight) else f"{most} largest of"
     title = f"First-layer weights: {which} {len(weight)} units"
     style = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "none"}
-    size, tiles = (0.5 * columns, 0.5 * rows + 1.3), tiles.reshape(rows, columns, 30, 30)
-    shown = _tiled(tiles, title, size, **style)
+    size = 0.5 * columns, 0.5 * rows + 1.3
+    shown = _tiled(tiles.reshape(rows, columns, 30, 30), title, size, **style)
     label = "weight of a pixel (above 0: ink raises the sum)"
     shown.figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
     return shown.figure
