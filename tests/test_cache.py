@@ -40,10 +40,7 @@ def test_other_files_are_refused(place):
             cache.read_npz(place / f"{name}.npz", ["x"])
 
 
-def test_where_nothing_can_be_stored_the_reason_is_told(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("JAXMNIST_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert "Not a directory; JAXMNIST_CACHE_DIR names" in cache.store("it", ARRAYS, "a")
+def test_where_nothing_can_be_stored_the_reason_is_told(monkeypatch):
     for name in ("JAXMNIST_CACHE_DIR", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without a home

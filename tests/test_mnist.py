@@ -137,3 +137,4 @@ def test_a_cache_that_cannot_be_written_is_told(blank_is_official, monkeypatch, 
     load_data("mnist", blank_is_official, say=lines.append)
     (line,) = lines
     assert line.startswith(f"Note: MNIST is not cached, every start reads it again: {tmp_path}/f")
+    assert line.endswith(": Not a directory; JAXMNIST_CACHE_DIR names another place")

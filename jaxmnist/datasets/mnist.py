@@ -94,7 +94,7 @@ def load_data(
         DataNotFoundError: MNIST is nowhere, and nothing else may be taken.
         DataError: MNIST was found, but it is damaged or incomplete.
         OSError: the directory that was named cannot be read.
-        ValueError: another dataset, or the seed is out of range.
+        ValueError: another dataset.
     """
     if dataset not in ("auto", "mnist", "synthetic"):
         raise ValueError(f'dataset must be "auto", "mnist" or "synthetic", not {dataset!r}')

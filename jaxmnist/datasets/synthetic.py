@@ -154,10 +154,8 @@ def load_synthetic(
         (train, test): images uint8 [n, 28, 28], white (255) on black (0), and labels int32 [n].
 
     Raises:
-        ValueError: the seed is out of range.
+        OverflowError: the seed is out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"the seed of synthetic digits must be from 0 to {2**32 - 1}, not {seed}")
     name = f"synthetic-v{_VERSION}-{seed}"
     made_from = f"synthetic digits {_VERSION}, seed {seed}, JAX {jax.__version__}"
     arrays = cache.load(name, ("images", "labels"), made_from)

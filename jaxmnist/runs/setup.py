@@ -110,8 +110,7 @@ def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
 
     def make_state() -> TrainState:
         # This runs for 1 ms: XLA's full optimisation costs 0.6 s and gives equal bits.
-        few = {"xla_backend_optimization_level": "2"}
-        state = traced.lower().compile(compiler_options=few)(seed)
+        state = traced.lower().compile({"xla_backend_optimization_level": "2"})(seed)
         return state if params is None else state._replace(params=params, opt_state=tx.init(params))
 
     def make_order() -> Callable[[int], Any]:
