@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import fcntl
 import itertools
+import json
 import os
 import shutil
 import struct
@@ -22,6 +23,7 @@ from jaxmnist.errors import CheckpointError, NonFiniteLossError, UsageError
 from jaxmnist.runs import directory
 from jaxmnist.runs.directory import describe_epoch, epoch_record, open_run, read_run
 from jaxmnist.torch_compat import TorchGenerator, init_params
+from jaxmnist.weights import load_weights
 
 STEPS = 4
 
@@ -87,8 +89,9 @@ def points(path) -> list[tuple]:
 
 
 def test_the_files_of_a_run(tmp_path):
-    assert train(tmp_path / "runs" / "one", tensorboard=True) == []
-    run = read_run(tmp_path / "runs" / "one")
+    out = tmp_path / "runs" / "one"
+    assert train(out, tensorboard=True) == []
+    run = read_run(out)
     assert run.config["options"] == {"rate": 0.1, "device": "cpu", "hidden": [5], "epochs": 3}
     assert [(row["epoch"], row["step"]) for row in run.records] == [(1, 4), (2, 8), (3, 12)]
     assert run.records[1]["train_loss"] == float(losses_of(2).mean(dtype="float64"))
@@ -99,7 +102,17 @@ def test_the_files_of_a_run(tmp_path):
     for name in ("train_loss", "test_loss", "test_accuracy"):
         tag = name.replace("_", "/")
         steps += [(row["step"], tag, np.float32(row[name])) for row in run.records]
-    assert points(tmp_path / "runs" / "one") == sorted(steps)
+    assert points(out) == sorted(steps)
+    # The other files hold the same, and every digit.
+    config = json.loads((out / "config.json").read_text())
+    metrics, rows = (
+        [json.loads(row) for row in (out / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "steps.jsonl")
+    )
+    assert (config | {"records": metrics}, metrics) == (run.config, run.records)
+    found = [(row["step"], np.float32(row["loss"])) for row in rows]
+    assert found == list(enumerate(run.losses.reshape(-1), 1))
+    jax.tree.map(np.testing.assert_array_equal, load_weights(out), run.params)
 
 
 def at_call(patch, name, when, act) -> None:

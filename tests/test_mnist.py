@@ -49,10 +49,9 @@ def test_keras_file_in_a_directory_or_named_itself(blank_is_official, tmp_path):
     assert source(tmp_path) == source(path).removesuffix(", cached") == f"MNIST from {path}"
     path.rename(named)
     assert source(named) == f"MNIST from {named}"
-    for content in (b"", named.read_bytes()[:-9]):
-        named.write_bytes(content)
-        with pytest.raises(DataError, match=r"named\.npz: not Keras's mnist\.npz, or damaged"):
-            load_mnist(named)
+    named.write_bytes(named.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"named\.npz: not Keras's mnist\.npz, or damaged"):
+        load_mnist(named)
     np.savez_compressed(named, **dict(zip(keys, reversed(BLANK.values()), strict=True)))
     with pytest.raises(DataError, match=r"named\.npz: checksum differs from MNIST's"):
         load_mnist(named)
