@@ -95,14 +95,12 @@ def loss_curves(runs: Mapping[str, Records], losses: Losses | None = None) -> "F
 
 def confusion_figure(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
     """How many images of each digit (rows) were predicted as which (columns)."""
-    from matplotlib.ticker import MaxNLocator
-
     title = f"{np.trace(confusion):,} of {confusion.sum():,} test images are right"
     figure = _figure(6, 5.2, title)
     axes = figure.subplots()
     mistakes = np.ma.masked_array(confusion, np.eye(len(confusion), dtype=bool))
     worst = max(1, mistakes.max())
-    shown = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=worst)
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=worst)
     for row, column in np.argwhere(confusion):
         count = confusion[row, column]
         color = "w" if row != column and count > 0.65 * worst else "k"
@@ -110,8 +108,6 @@ def confusion_figure(confusion: Int[np.ndarray, "classes classes"]) -> "Figure":
     digits = np.arange(len(confusion))
     axes.set(xticks=digits, yticks=digits, xlabel="predicted digit", ylabel="true digit")
     axes.set_facecolor("#d6e6f4")  # of what is right
-    ticks = MaxNLocator(nbins=5, integer=True)
-    figure.colorbar(shown, shrink=0.8, label="images predicted as another digit", ticks=ticks)
     return figure
 
 
@@ -190,8 +186,7 @@ def probability_figure(
         bars = right.barh(np.arange(len(row)), row, color=colors)
         right.bar_label(bars, [percent(p) for p in row], padding=3, fontsize=8)
         right.set(xlim=(0, 1.2), xticks=(0, 0.5, 1), xlabel="probability")
-        right.set(yticks=range(len(row)), ylabel="digit")
-        right.invert_yaxis()
+        right.set(yticks=range(len(row)), ylabel="digit", ylim=(len(row) - 0.4, -0.6))
         right.tick_params(labelsize=8)
     return figure
 

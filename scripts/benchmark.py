@@ -200,14 +200,12 @@ def chart(result: Turns) -> Any:
     """A bar for each program, the slowest first: training, then everything else of its process."""
     from matplotlib.figure import Figure
 
-    medians = {
-        PROGRAMS[name].label: [
-            statistics.median(turn[key] for turn in turns) for key in ("whole", "training")
-        ]
-        for name, turns in result.items()
-    }
-    labels = sorted(medians, key=medians.__getitem__, reverse=True)
-    whole, training = zip(*(medians[label] for label in labels), strict=True)
+    def median(name: str, key: str) -> float:
+        return statistics.median(turn[key] for turn in result[name])
+
+    names = sorted(result, key=lambda name: median(name, "whole"), reverse=True)
+    whole, training = ([median(name, key) for name in names] for key in ("whole", "training"))
+    labels = [PROGRAMS[name].label for name in names]
     figure = Figure(figsize=(8, 0.9 + 0.36 * len(labels)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(labels, whole, color="#3b82c4", alpha=0.45, label="whole process")

@@ -27,7 +27,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Read the runs, test their weights, write the page."""
-    from jinja2 import Environment, FileSystemLoader
+    from jinja2 import Template
 
     from jaxmnist.files import atomic_write
     from jaxmnist.plots import loss_curves
@@ -40,10 +40,8 @@ def main(options: Options) -> None:
     equal = [x for x in fields if all(run.get(x) == first.get(x) for run in others)]
     losses = next(iter(runs.values())).losses if len(runs) == 1 else None
     curves = loss_curves({name: run.records for name, run in runs.items()}, losses)
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-    )
-    content = page.get_template("report.html.jinja").render(
+    page = Path(__file__).with_suffix(".html.jinja").read_text()
+    content = Template(page, autoescape=True, trim_blocks=True).render(
         runs=sections,
         curves=data_url(curves),
         differing=[field for field in fields if field not in equal],

@@ -53,7 +53,7 @@ def test_the_figures_of_a_run():
     params = {"params": {"linear_0": {"weight": np.ones((20, 784), np.float32)}}}
     figures = plots.run_figures(records(3), LOSSES, params, images, LABELS, TABLE)
     assert list(figures) == ["loss.png", "confusion.png", "mistakes.png", "weights.png"]
-    axes, _ = figures["confusion.png"].axes
+    (axes,) = figures["confusion.png"].axes
     shown = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
     assert shown == dict.fromkeys([(0, 0), (1, 0), (2, 1), (0, 1), (0, 2)], "1")
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true digit", "predicted digit")
