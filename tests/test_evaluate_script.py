@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmnist.runs import directory
 from jaxmnist.metrics import accuracy_interval
+from jaxmnist.runs import directory
 from tests.helpers import refused
 from tests.test_predict import drawn, four
 
