@@ -4,9 +4,9 @@ A script puts its own directory on `sys.path`, so that it also runs under `pytho
 `-m scripts.NAME`, and then imports this before anything that takes long, so that Ctrl-C is one
 line. Its `main(options)` imports jaxmnist itself, since `--help` must not wait for JAX.
 
-Options are a frozen dataclass. A string under a field is its help, a field without a default must
-be given, and a field that is a dataclass is a group, whose title is the first line of its
-docstring. The module must not import `annotations` from `__future__`: the types are read.
+A string under a field of `Options` is its help, a field without a default must be given, and a
+field that is an `Options` is a group, whose title is the first line of its docstring. The module
+must not import `annotations` from `__future__`: the types are read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, ClassVar, NoReturn, dataclass_transform, get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
@@ -72,12 +72,21 @@ def option(
             names that people try, for "did you mean"; `metavar`: the value's name in the help.
 
     Example:
-        >>> @dataclasses.dataclass(frozen=True)
-        ... class Training:
+        >>> class Training(Options):
         ...     epochs: int = option(5, at_least(1), also="epoch")
         ...     "Passes over the images."
     """
     return dataclasses.field(default=default, metadata={"check": check, **more})
+
+
+@dataclass_transform(frozen_default=True)
+class Options:
+    """The options of a script, or a group of them; each subclass is a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True)(cls)
 
 
 def run(

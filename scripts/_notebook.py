@@ -3,7 +3,6 @@
 import _cli as cli
 
 # isort: split
-import dataclasses
 import io
 import json
 import os
@@ -17,8 +16,7 @@ from typing import Any
 from _output import markdown
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options."""
 
     ipynb: bool = False

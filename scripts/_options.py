@@ -1,10 +1,9 @@
 """Options that several scripts have: each is named, checked and explained here, once.
 
-A script's `Options` is a frozen dataclass with one of these groups in each field, and fields of its
-own; the first line of a group's docstring is its title in `--help`:
+A script's `Options` has one of these groups in each field, and fields of its own; the first line of
+a group's docstring is its title in `--help`:
 
-    @dataclasses.dataclass(frozen=True)
-    class Options:
+    class Options(cli.Options):
         model: ModelOptions
         data: DataOptions
         plot: Path | None = None
@@ -14,7 +13,6 @@ own; the first line of a group's docstring is its title in `--help`:
 their group's `__post_init__`.
 """
 
-import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from _cli import option
+from _cli import Options, option
 
 if TYPE_CHECKING:  # it imports JAX, and --help must not
     from jaxmnist.datasets import Data
@@ -58,8 +56,7 @@ def file_type(*suffixes: str) -> Callable[[Path], str | None]:
     return lambda path: None if path.suffix.lower() in suffixes else must
 
 
-@dataclasses.dataclass(frozen=True)
-class RecipeOptions:
+class RecipeOptions(Options):
     """Recipe."""
 
     recipe: Literal["notebook", "accurate"] = neutral("notebook")
@@ -67,8 +64,7 @@ class RecipeOptions:
     reaches 90 % test accuracy in seconds, accurate 99.3 % in a few minutes."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(Options):
     """Training."""
 
     epochs: int = neutral(5, at_least(1, 2**31))
@@ -79,8 +75,7 @@ class TrainingOptions:
     """Strength of random distortions; 1 is usual."""
 
 
-@dataclasses.dataclass(frozen=True)
-class StartOptions:
+class StartOptions(Options):
     """Start."""
 
     seed: int = option(0, at_least(0, 2**32))
@@ -100,8 +95,7 @@ class StartOptions:
             wrong("--torch-order and --torch-test-loader need a --torch-seed")
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Options):
     """Model."""
 
     hidden: tuple[int, ...] = option((128, 64), at_least(1, 2**31), also="layers width units")
@@ -110,8 +104,7 @@ class ModelOptions:
     """Cross-entropy of logits, or negative log likelihood of log-softmax."""
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(Options):
     """Optimizer."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -134,8 +127,7 @@ class OptimizerOptions:
             wrong(f"--weight-decay is AdamW's; --optimizer {self.optimizer} has none")
 
 
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """Data."""
 
     data_dir: Path | None = neutral(None, metavar="DIR")
@@ -148,8 +140,7 @@ class DataOptions:
             wrong("--data-dir is MNIST's; --dataset synthetic reads no files")
 
 
-@dataclasses.dataclass(frozen=True)
-class SplitOptions:
+class SplitOptions(Options):
     """Training images."""
 
     validation: int = option(0, at_least(0), metavar="N")
@@ -158,8 +149,7 @@ class SplitOptions:
     """Add N synthetic digits to the training images."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceOptions:
+class DeviceOptions(Options):
     """Device."""
 
     device: Literal["auto", "cpu", "gpu", "tpu"] = neutral("auto", also="gpu cpu cuda accelerator")
@@ -168,8 +158,7 @@ class DeviceOptions:
     """Compile each program anew, and keep none."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ParallelOptions:
+class ParallelOptions(Options):
     """Sharing each batch."""
 
     devices: int | Literal["all"] = neutral(1, at_least(1), metavar="N|all")
@@ -191,8 +180,7 @@ class ParallelOptions:
             wrong("--coordinator, --processes and --process-id need --distributed and one another")
 
 
-@dataclasses.dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(Options):
     """Output."""
 
     out: Path | None = neutral(None, metavar="DIR", also="save dir log-dir run")
@@ -220,11 +208,13 @@ def load(options: DataOptions, seed: int) -> "Data":
 def load_model(path: Path) -> tuple[dict[str, Any], bool | None]:
     """The parameters in a run or a weights file; whether it trained on synthetic digits, if known.
 
-    stderr says where the run is not finished.
+    stderr says where the run is not finished. The process uses no accelerator from now on.
     """
     from jaxmnist.pictures import load_reader
     from jaxmnist.runs.directory import read_run
+    from jaxmnist.runs.programs import find_device
 
+    find_device("cpu")  # less work than waking an accelerator
     if not path.is_dir():
         return load_reader(path).params, None
     run = read_run(path)

@@ -16,7 +16,6 @@ sys.path.insert(0, HERE)
 import _cli as cli
 
 # isort: split
-import dataclasses
 import importlib.util
 import itertools
 import json
@@ -73,8 +72,7 @@ def a_program(name: str) -> str | None:
     return None if name in PROGRAMS else " or ".join(PROGRAMS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options. All programs take about two minutes a turn on two CPU cores."""
 
     runs: int = cli.option(7, o.at_least(1))

@@ -18,8 +18,7 @@ from _options import wrong as usage_error
 from _output import markdown, percent, printable
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options."""
 
     data: DataOptions
@@ -44,10 +43,8 @@ def main(options: Options) -> None:
     """Load, evaluate, print."""
     from jaxmnist.metrics import classification_metrics
     from jaxmnist.pictures.predict import log_probabilities
-    from jaxmnist.runs.programs import find_device
     from jaxmnist.weights import layer_sizes
 
-    find_device("cpu")  # less work than waking an accelerator
     params, synthetic = load_model(options.weights)
     if options.pictures:
         return evaluate_pictures(params, options.pictures, options)

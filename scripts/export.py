@@ -6,7 +6,6 @@ sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
-import dataclasses
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,8 +20,7 @@ FORMATS = {  # the name of the file, and its use
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options."""
 
     weights: Path = cli.option(metavar="RUN")
@@ -39,10 +37,8 @@ def main(options: Options) -> None:
 
     from jaxmnist import export
     from jaxmnist.files import atomic_write
-    from jaxmnist.runs.programs import find_device
     from jaxmnist.weights import layer_sizes
 
-    find_device("cpu")  # wakes no accelerator: nothing is computed
     # Without this the program would name the Python files on this machine that made it.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     params, _ = load_model(options.weights)

@@ -6,7 +6,6 @@ sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ THREE = [(88, 88), (106, 66), (145, 52), (180, 66), (187, 90), (178, 117), (139,
          (82, 214)]  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options."""
 
     run: Path = cli.option(metavar="RUN")

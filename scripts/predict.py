@@ -6,7 +6,6 @@ sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -19,8 +18,7 @@ BAR = 40  # characters that a probability of 1 takes
 DOUBTS = {None: "", "uncertain": "; uncertain", "no_digit": "; probably no single digit"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options."""
 
     weights: Path = cli.option(metavar="RUN")
@@ -40,9 +38,7 @@ def main(options: Options) -> None:
 
     from jaxmnist.pictures import Reader
     from jaxmnist.plots import probability_figure, save_figure
-    from jaxmnist.runs.programs import find_device
 
-    find_device("cpu")  # less work than waking an accelerator
     reader = Reader(load_model(options.weights)[0])
     pairs = [read(reader, path) for path in options.images]
     results, good = [result for result, _ in pairs], [pair for pair in pairs if pair[1] is not None]

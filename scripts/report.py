@@ -7,14 +7,12 @@ import _cli as cli
 
 # isort: split
 import base64
-import dataclasses
 import io
 from pathlib import Path
 from typing import Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options."""
 
     runs: tuple[Path, ...] = cli.option(metavar="RUN")

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from jaxmnist.runs.study import Worker
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(cli.Options):
     """Search."""
 
     grid: tuple[str, ...] = cli.option((), metavar="OPTION=V,V")
@@ -54,8 +53,7 @@ class SearchOptions:
     """A directory for plots."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The options. Each model is what scripts/train.py trains with the same options and --seed."""
 
     search: SearchOptions
@@ -70,48 +68,18 @@ class Options:
 
 def main(options: Options) -> None:
     """Train what is missing; then show which settings are best."""
-    import tqdm
-
-    from jaxmnist.runs.programs import compile_cache
-    from jaxmnist.runs.search import plot, write_csv
-
-    out, plots = options.search.out, options.search.plot
-    if plots:
-        plots.mkdir(parents=True, exist_ok=True)
-
-    # train
-    worker = make_worker(options)
-    total, done = worker.search.count * worker.search.seeds, worker.done()
-    kept = None if options.where.no_compile_cache else compile_cache()
-    bar = tqdm.tqdm(total=total, initial=done, unit="model", leave=False, disable=None)
-    began, written = time.monotonic(), -math.inf
-    with kept or contextlib.nullcontext(), bar:
-        for now in itertools.chain([done], worker.work(), [total]):
-            bar.update(now - bar.n)
-            if out and (now == total or time.monotonic() - written > 10):
-                write_csv(out, worker.results())
-                written = time.monotonic()
-    print(f"Trained in {time.monotonic() - began:.1f} s\n")
-
-    # results
-    show(options, worker)
-    if plots:
-        plot(plots, worker.results(), worker.search.space, worker.ranked_by)
-
-
-def make_worker(options: Options) -> "Worker":
-    """The search that the options ask for, its data and its study."""
     import jax
+    import tqdm
 
     from jaxmnist.runs import programs, setup
     from jaxmnist.runs.directory import environment
     from jaxmnist.runs.machine import use_cpu_cores
-    from jaxmnist.runs.search import Search
+    from jaxmnist.runs.search import Search, plot, write_csv
     from jaxmnist.runs.study import Worker, open_study
 
     # search
-    groups = [options.training, options.model, options.optimizer]
-    search = Search(options.search, groups, cli.convert)
+    asked = options.search
+    search = Search(asked, [options.training, options.model, options.optimizer], cli.convert)
     for reason, count in search.left_out.items():
         print(f"Left out, {count} settings: {reason}")
 
@@ -127,11 +95,28 @@ def make_worker(options: Options) -> "Worker":
     # study
     about = {**vars(options.split), **environment()["flags"], **environment()["versions"]}
     about["synthetic"] = data.synthetic
-    study = open_study(options.search.study)
+    if asked.plot:
+        asked.plot.mkdir(parents=True, exist_ok=True)
+    study = open_study(asked.study)
     worker = Worker(study, search, {"train": train_set, **tests}, about, devices)
-    models = f"{search.count:,} settings x {search.seeds} seeds, {worker.done():,} are trained"
+    total, done, written = search.count * search.seeds, worker.done(), -math.inf
+    models = f"{search.count:,} settings x {search.seeds} seeds, {done:,} are trained"
     print(f"Data: {data.source}\nModels: {models}")
-    return worker
+
+    # train
+    kept = None if options.where.no_compile_cache else programs.compile_cache()
+    bar = tqdm.tqdm(total=total, initial=done, unit="model", leave=False, disable=None)
+    with kept or contextlib.nullcontext(), bar:
+        for now in itertools.chain([done], worker.work(), [total]):
+            bar.update(now - bar.n)
+            if asked.out and (now == total or time.monotonic() - written > 10):
+                write_csv(asked.out, worker.results())
+                written = time.monotonic()
+
+    # results
+    show(options, worker)
+    if asked.plot:
+        plot(asked.plot, worker.results(), search.space, worker.ranked_by)
 
 
 def show(options: Options, worker: "Worker") -> None:

@@ -16,7 +16,6 @@ import _cli as cli
 
 # isort: split
 import contextlib
-import dataclasses
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from jaxmnist.runs.directory import RunDirectory
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cli.Options):
     """The defaults are the notebook's run."""
 
     recipe: o.RecipeOptions
@@ -50,13 +48,13 @@ def main(options: Options) -> None:
 
     from jaxmnist.optimizers import make_optimizer
     from jaxmnist.runs import programs, setup
+    from jaxmnist.runs.directory import open_run
 
-    clock, training = Clock(), options.training
+    clock, training, output, job = Clock(), options.training, options.output, options.parallel
 
     # devices: one, or several that share each batch, those of other processes included
     # float32 everywhere: by default NVIDIA GPUs multiply in TF32 and TPUs in bfloat16
     jax.config.update("jax_default_matmul_precision", "highest")
-    job = options.parallel
     if job.distributed:
         programs.join_processes(job.coordinator, job.processes, job.process_id, job.timeout)
     device = programs.find_device(options.where.device)
@@ -77,7 +75,14 @@ def main(options: Options) -> None:
     start = setup.make_start(model, tx, len(train_set.labels), options.start)
     print(f"Data: {data.source}\nModel: {setup.describe(model, start.shapes, device)}")
 
-    with open_directory(options) as directory:
+    # directory: of the process that writes
+    if output.plots:
+        import matplotlib.figure  # noqa: F401  (missed now, and not when all is trained)
+    run: Any = contextlib.nullcontext()
+    if output.out and not jax.process_index():
+        warn = partial(print, "Warning:", file=sys.stderr)
+        run = open_run(output.out, warn=warn, tensorboard=output.tensorboard)
+    with run as directory:
         state = find_state(options, data, start, directory)
         epochs = range(int(state.step) // steps if state else 0, training.epochs)
         clock.lap("load")
@@ -94,25 +99,11 @@ def main(options: Options) -> None:
                 state, order = place(state or start.make_state()), start.make_order()
                 clock.lap("compile")
                 run_epochs(train_epoch, test, state, order, epochs, directory, clock)
-        if directory and options.output.plots:
+        if directory and output.plots:
             draw(directory, data)
     work = f"{training.epochs} x {steps} steps on {mesh.size if mesh else 1} x {device.platform}"
     print(f"\nTrained for {work}")
     report(options, data, len(epochs) * len(train_set.labels), clock)
-
-
-def open_directory(options: Options) -> contextlib.AbstractContextManager["RunDirectory | None"]:
-    """The directory of the run, if there is to be one and this is the process that writes."""
-    import jax
-
-    from jaxmnist.runs.directory import open_run
-
-    if options.output.out is None or jax.process_index():
-        return contextlib.nullcontext()
-    if options.output.plots:
-        import matplotlib.figure  # noqa: F401  (missed now, and not when all is trained)
-    warn = partial(print, "Warning:", file=sys.stderr)
-    return open_run(options.output.out, warn=warn, tensorboard=options.output.tensorboard)
 
 
 def find_state(options: Options, data: "Data", start: Any, directory: "RunDirectory | None") -> Any:

@@ -15,15 +15,6 @@ from jaxmnist.weights import to_state_dict
 from tests.helpers import refused
 
 
-@pytest.fixture
-def keep_jax_config():
-    """The script sets both for its process."""
-    before = jax.config.jax_platforms, jax.config.jax_traceback_in_locations_limit
-    yield
-    jax.config.update("jax_platforms", before[0])
-    jax.config.update("jax_traceback_in_locations_limit", before[1])
-
-
 @pytest.fixture(params=[(784, 128, 64, 10), (784, 10)], ids=str)
 def params(request):
     return draw(request.param)
@@ -90,7 +81,6 @@ def test_another_model_is_refused(to):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("keep_jax_config")
 def test_the_script_writes_every_format(script, trained_run, tmp_path):
     pytest.importorskip("flatbuffers")
     pytest.importorskip("onnx")
@@ -99,17 +89,14 @@ def test_the_script_writes_every_format(script, trained_run, tmp_path):
     code, stdout, stderr = script("export.py", trained_run, "--out", out)
     assert (code, stderr) == (0, "")
     assert {path.name for path in out.iterdir()} == set(names)
-    first, *lines, last = stdout.splitlines()
-    assert str(out) in first
-    for name, line in zip(names, lines[::2], strict=True):
-        assert line.split() == [name, str(round((out / name).stat().st_size / 1000)), "kB"]
-    assert "uint8 [n, 28, 28]" in last
+    for name in names:
+        size = round((out / name).stat().st_size / 1000)
+        assert [name, str(size), "kB"] in [line.split() for line in stdout.splitlines()]
     assert filecmp.cmp(out / names[0], trained_run / names[0], shallow=False)
     # Whoever gets the program is not told where this machine keeps its files.
     assert b".py" not in (out / "model.stablehlo").read_bytes()
 
 
-@pytest.mark.usefixtures("keep_jax_config")
 def test_what_the_script_refuses(script, trained_run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     refused(script("export.py", trained_run, "--out", out, "--formats", "pickle"), 2, "pickle")

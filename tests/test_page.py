@@ -98,7 +98,7 @@ def test_it_computes_as_python_does(visit, exported, toy):
         np.testing.assert_allclose(image, expected, rtol=0, atol=1)
 
     images = np.stack(
-        [*shapes().values(), *toy.images[:20], *map(np.uint8, np.reshape(found, (-1, 28, 28)))]
+        [*shapes(), *toy.images[:20], *map(np.uint8, np.reshape(found, (-1, 28, 28)))]
     )
     rows = images.reshape(-1, 784).tolist()
     expected = log_probabilities(exported[1], images)

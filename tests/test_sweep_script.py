@@ -76,10 +76,8 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
     grid[1] += ",0.01"
     code, stdout, _ = script("sweep.py", *grid, *given, "--seeds", 2)
     assert "Models: 8 settings x 2 seeds, 6 are trained" in stdout
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
-        "optimization_history.png",
-        "slice.png",
-    }
+    names = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert names == {"optimization_history.png", "slice.png"}
     refused(script("sweep.py", *grid, *given, "--validation", 9), 2, "validation 0 there, 9 here")
 
 
@@ -112,13 +110,6 @@ def test_what_cannot_be_written_shows_before_training(script, few_digits, tmp_pa
 def test_a_model_that_fits_no_memory_is_one_line(script, few_digits):
     options = [*QUICK[:4], "--grid", "hidden=900000,900000;8", "--device", "cpu"]
     refused(script("sweep.py", *options), 1, "one model", "GB")
-
-
-def test_a_missing_optuna_is_one_line(script, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    for name in ("search", "study"):
-        monkeypatch.delitem(sys.modules, f"jaxmnist.runs.{name}", raising=False)
-    refused(script("sweep.py", "--grid", "learning_rate=0.1"), 1, "optuna", "sweep")
 
 
 @pytest.mark.slow

@@ -39,13 +39,18 @@ def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     np.testing.assert_allclose(scores["accuracy"], run.records[-1]["test_accuracy"], atol=1e-6)
 
 
-def test_what_it_prints_and_keeps(script, few_digits, tmp_path):
-    """Also: the last training images are held out."""
-    out = tmp_path / "runs" / "one"
+def test_what_it_prints_and_keeps(script, few_digits, tmp_path, monkeypatch):
+    """Also: the step is traced once, and the last training images are held out."""
+    traced, make, out = [], setup.classifier_objective, tmp_path / "runs" / "one"
+
+    def counting(apply_fn, *args, **more):
+        return make(lambda *a: traced.append(a[1].shape) or apply_fn(*a), *args, **more)
+
+    monkeypatch.setattr(setup, "classifier_objective", counting)
     options = "--epochs 2 --learning-rate 0.1 --momentum 0.5 --hidden 32 --loss nll --device cpu"
     more = ("--validation", 100, "--out", out)
     code, stdout, stderr = script("train.py", *FEW, *options.split(), *more)
-    assert (code, stderr) == (0, "")
+    assert (code, stderr, traced) == (0, "", [(30, 784)])
     for word in ("784-32-10, 25,450 parameters", "Epoch 2/2", "2 x 30 steps"):
         assert word in stdout
     assert re.search(r"load \d.*, train \d.\d\d s, evaluate .*\n  [\d,]+ images per second", stdout)
@@ -60,27 +65,13 @@ def test_what_it_prints_and_keeps(script, few_digits, tmp_path):
     np.testing.assert_allclose(found["loss"], run.records[-1]["validation_loss"], rtol=1e-5)
 
 
-def test_the_step_is_traced_once_a_run(script, few_digits, monkeypatch):
-    traced, make = [], setup.classifier_objective
-
-    def counting(apply_fn, *args, **more):
-        return make(lambda *a: traced.append(a[1].shape) or apply_fn(*a), *args, **more)
-
-    monkeypatch.setattr(setup, "classifier_objective", counting)
-    assert script("train.py", *FEW, "--epochs", 3)[0] == 0
-    assert traced == [(30, 784)]
-
-
 @pytest.mark.slow
 def test_going_on_equals_never_having_stopped(script, few_digits, tmp_path):
     """It says that it goes on before old epochs; a run that is done compiles nothing."""
     options = (*FEW, "--augment", 1, "--optimizer", "adam", "--resume", "--out")
     assert script("train.py", *options, tmp_path / "whole", "--epochs", 3)[0] == 0
-    said = []
-    for epochs in (1, 3, 3):
-        code, stdout, _ = script("train.py", *options, tmp_path / "parts", "--epochs", epochs)
-        assert code == 0
-        said.append(stdout)
+    runs = [script("train.py", *options, tmp_path / "parts", "--epochs", n) for n in (1, 3, 3)]
+    said = [stdout for code, stdout, _ in runs if code == 0]
     lines = said[1].splitlines()
     assert lines[2].endswith("after epoch 1:")
     assert [line[:10] for line in lines[3:6]] == ["Epoch 1/3 ", "Epoch 2/3 ", "Epoch 3/3 "]
