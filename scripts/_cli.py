@@ -89,9 +89,7 @@ class Options:
         dataclasses.dataclass(frozen=True)(cls)
 
 
-def run(
-    main: Callable[[Any], None], kind: type, about: str | None, recipes: Mapping[str, Any] = {}
-) -> NoReturn:
+def run(main: Callable[[Any], None], kind: type, about: str | None, **recipes: Any) -> NoReturn:
     """Parse the command line into options of a `kind`, call `main` with them and exit.
 
     `about` is the description in the help; a recipe is other defaults, by the options' names. The
@@ -161,19 +159,17 @@ def parse(words: Sequence[str], kind: type, about: str, recipes: Mapping[str, An
     known, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         parser.error(_suggest(next((x for x in unknown if x.startswith("-")), unknown[0]), fields))
-    try:
-        values = {x.name: convert(x, getattr(known, x.name)) for x in fields}
-    except ValueError as error:
-        parser.error(str(error))
 
     def build(kind: Any) -> Any:
-        parts = {x.name: x.type for x in dataclasses.fields(kind)}
-        grouped = {
-            name: build(part) for name, part in parts.items() if dataclasses.is_dataclass(part)
-        }
-        return kind(**{name: grouped.get(name, values.get(name)) for name in parts})
+        return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
-    return build(kind)
+    try:
+        values = {x.name: convert(x, getattr(known, x.name)) for x in fields}
+        grouped = {x.name: x.type for x in dataclasses.fields(kind) if x.type in sections}
+        values |= {name: build(group) for name, group in grouped.items()}
+        return build(kind)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _suggest(word: str, fields: Sequence[Field]) -> str:

@@ -9,7 +9,7 @@ a group's docstring is its title in `--help`:
         plot: Path | None = None
         \"\"\"File for a plot.\"\"\"
 
-`--data-dir` is then `options.data.data_dir`. Options that exclude each other are a UsageError of
+`--data-dir` is then `options.data.data_dir`. Options that exclude each other are a ValueError of
 their group's `__post_init__`.
 """
 
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 from _cli import Options, option
 
@@ -35,13 +35,6 @@ ACCURATE |= {"augment": 1.0, "synthetic_digits": 10_000, "optimizer": "adamw", "
 ACCURATE |= {"learning_rate": 0.002, "weight_decay": 0.05, "warmup": 0.05}
 # Notebook: 90 %, 0.35, in seconds.
 RECIPES: dict[str, dict[str, Any]] = {"notebook": {}, "accurate": ACCURATE}
-
-
-def wrong(message: str) -> NoReturn:
-    """Raise a UsageError."""
-    from jaxmnist.errors import UsageError  # not at the top: it imports JAX, and --help must not
-
-    raise UsageError(message)
 
 
 def at_least(low: float, below: float = math.inf) -> Callable[[float], str | None]:
@@ -92,7 +85,7 @@ class StartOptions(Options):
 
     def __post_init__(self) -> None:
         if self.torch_seed is None and (self.torch_order == "legacy" or self.torch_test_loader):
-            wrong("--torch-order and --torch-test-loader need a --torch-seed")
+            raise ValueError("--torch-order and --torch-test-loader need a --torch-seed")
 
 
 class ModelOptions(Options):
@@ -122,9 +115,9 @@ class OptimizerOptions(Options):
 
     def __post_init__(self) -> None:
         if self.momentum and self.optimizer != "sgd":
-            wrong(f"--momentum is SGD's; --optimizer {self.optimizer} has none")
+            raise ValueError(f"--momentum is SGD's; --optimizer {self.optimizer} has none")
         if self.weight_decay and self.optimizer != "adamw":
-            wrong(f"--weight-decay is AdamW's; --optimizer {self.optimizer} has none")
+            raise ValueError(f"--weight-decay is AdamW's; --optimizer {self.optimizer} has none")
 
 
 class DataOptions(Options):
@@ -137,7 +130,7 @@ class DataOptions(Options):
 
     def __post_init__(self) -> None:
         if self.data_dir and self.dataset == "synthetic":
-            wrong("--data-dir is MNIST's; --dataset synthetic reads no files")
+            raise ValueError("--data-dir is MNIST's; --dataset synthetic reads no files")
 
 
 class SplitOptions(Options):
@@ -177,7 +170,8 @@ class ParallelOptions(Options):
     def __post_init__(self) -> None:
         explicit = [self.coordinator, self.processes, self.process_id]
         if explicit != 3 * [None] and (not self.distributed or None in explicit):
-            wrong("--coordinator, --processes and --process-id need --distributed and one another")
+            names = "--coordinator, --processes and --process-id"
+            raise ValueError(f"{names} need --distributed and one another")
 
 
 class OutputOptions(Options):
@@ -194,7 +188,7 @@ class OutputOptions(Options):
 
     def __post_init__(self) -> None:
         if self.out is None and (self.resume or self.plots or self.tensorboard):
-            wrong("--resume, --plots and --tensorboard need an --out")
+            raise ValueError("--resume, --plots and --tensorboard need an --out")
 
 
 def load(options: DataOptions, seed: int) -> "Data":

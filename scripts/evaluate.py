@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from _options import DataOptions, at_least, file_type, load, load_model
-from _options import wrong as usage_error
 from _output import markdown, percent, printable
 
 
@@ -36,7 +35,7 @@ class Options(cli.Options):
 
     def __post_init__(self) -> None:
         if self.plot and not self.pictures:
-            usage_error("--plot needs --pictures")
+            raise ValueError("--plot needs --pictures")
 
 
 def main(options: Options) -> None:

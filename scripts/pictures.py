@@ -29,10 +29,13 @@ def main(options: Options) -> None:
     """Take the run's plots; draw synthetic digits, a digit to read, and the sketchpad in use."""
     import numpy as np
     from PIL import Image, ImageDraw
+    from playwright.sync_api import sync_playwright
     from scipy.interpolate import CubicSpline
 
     from jaxmnist.datasets import load_synthetic
+    from jaxmnist.export import to_page
     from jaxmnist.plots import digit_grid, save_figure
+    from jaxmnist.weights import load_weights
 
     for name in ("loss.png", "mistakes.png"):
         shutil.copy(options.run / name, options.out)
@@ -43,17 +46,8 @@ def main(options: Options) -> None:
     picture = Image.new("L", (200, 200), 235)  # for scripts/predict.py
     ImageDraw.Draw(picture).line([*map(tuple, 200 / 280 * stroke)], 40, 14, "curve")
     picture.save(options.out / "digit.png")
-    sketch(stroke, options)
-    print(f"Wrote the pictures of {options.out}")
 
-
-def sketch(stroke: Any, options: Options) -> None:
-    """Draw the stroke on the exported page, in a browser, and take its picture."""
-    from playwright.sync_api import sync_playwright
-
-    from jaxmnist.export import to_page
-    from jaxmnist.weights import load_weights
-
+    # the sketchpad: draw the stroke on the exported page, in a browser
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         page = browser.new_page(viewport={"width": 800, "height": 610})
@@ -67,6 +61,7 @@ def sketch(stroke: Any, options: Options) -> None:
         page.mouse.up()
         page.wait_for_timeout(1000)  # the bars grow slowly
         page.screenshot(path=options.out / "sketchpad.png")
+    print(f"Wrote the pictures of {options.out}")
 
 
 if __name__ == "__main__":

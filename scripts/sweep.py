@@ -151,4 +151,4 @@ def command(options: Options, setting: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, recipes=o.RECIPES)
+    cli.run(main, Options, __doc__, **o.RECIPES)

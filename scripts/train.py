@@ -108,6 +108,7 @@ def main(options: Options) -> None:
 
 def find_state(options: Options, data: "Data", start: Any, directory: "RunDirectory | None") -> Any:
     """The state of the newest checkpoint, if this run has one."""
+    from jaxmnist.errors import UsageError
     from jaxmnist.runs import programs
     from jaxmnist.runs.directory import describe_epoch, make_config
 
@@ -126,7 +127,8 @@ def find_state(options: Options, data: "Data", start: Any, directory: "RunDirect
     if directory and directory.records:
         done = directory.records[-1]["epoch"]
         if done > epochs:
-            o.wrong(f"{output.out}: trained for {done} epochs, more than --epochs {epochs}")
+            text = f"trained for {done} epochs, more than --epochs {epochs}"
+            raise UsageError(f"{output.out}: {text}")
         print(f"Resumed from {output.out} after epoch {done}:")
         print(*(describe_epoch(record, epochs) for record in directory.records), sep="\n")
     return state
@@ -201,4 +203,4 @@ class Clock:
 
 
 if __name__ == "__main__":
-    cli.run(main, Options, __doc__, recipes=o.RECIPES)
+    cli.run(main, Options, __doc__, **o.RECIPES)

