@@ -157,6 +157,7 @@ def test_help_waits_for_no_large_package():
         (MemoryError(), 1, "out of memory; a smaller model or batch needs less"),
         (RuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes"), 1, "allocating 9 bytes"),
         (RuntimeError("Unable to initialize backend 'gpu'"), 1, "JAX_...: Unable to initialize"),
+        (RuntimeError("Disallowed host-to-device transfer"), 1, "JAX_...: Disallowed"),
         (ModuleNotFoundError("", name="matplotlib"), 1, "-m pip install -e"),
     ],
 )

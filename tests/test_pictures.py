@@ -103,8 +103,3 @@ def test_bad_files_are_refused_in_words(name, tmp_path):
     with pytest.raises(DataError, match=words) as refusal:
         read_picture(tmp_path / "a.png")
     assert str(refusal.value).startswith(f"{tmp_path / 'a.png'}: ")
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_picture(tmp_path / "none.png")

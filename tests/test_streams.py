@@ -31,14 +31,7 @@ def test_ways_to_start(tmp_path, how):
     assert (tmp_path / "Zoë" / "weights.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("flag", "value", "said"),
-    [
-        ("JAX_TRANSFER_GUARD", "disallow", "JAX_...: INVALID_ARGUMENT: Disallowed"),
-        ("JAX_ENABLE_X64", "maybe", "JAX_...: invalid truth value 'maybe' for environment"),
-    ],
-)
-def test_flags_with_which_nothing_works(flag, value, said):
-    environment = os.environ | {flag: value}
+def test_a_flag_of_jax_with_a_wrong_value():
+    environment = os.environ | {"JAX_ENABLE_X64": "maybe"}
     done = subprocess.run([sys.executable, TRAIN], env=environment, capture_output=True, text=True)
-    refused((done.returncode, done.stdout, done.stderr), 1, said)
+    refused((done.returncode, done.stdout, done.stderr), 1, "JAX_ENABLE_X64")
