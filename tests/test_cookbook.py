@@ -28,13 +28,6 @@ START, CHAPTERS = read_chapters()
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def _as_a_reader():
-    """With JAX's ordinary promotion, which optax needs and a reader has."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def digits():
     """50 batches of 64 and one of 16 to train with, and 500 to test with."""

@@ -143,17 +143,6 @@ def test_the_forms_of_an_objective(name):
         assert metrics["n"].tolist() == [4, 4, 2]
 
 
-@pytest.mark.parametrize("name", ["where", "masked by the step", "all"])
-def test_padding_is_ignored(name):
-    where = np.arange(10) < 7
-    junk = {**REGRESSION, "y": np.where(where, REGRESSION["y"], np.float32(1e6))}
-    state = start(key=KEY, model_state=0)
-    new, metrics = jax.jit(make_train_step(OBJECTIVES[name], TX))(state, junk, where)
-    loss, gradient = by_hand(START, np.arange(7))
-    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
-    assert_close(new.params, START - 0.1 * gradient)
-
-
 def test_an_example_that_the_order_leaves_out_has_no_effect():
     """Even if it is not finite: padding is of the batch's own rows."""
     data = {name: values.copy() for name, values in REGRESSION.items()}

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, random_split  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
-SEEDS = [0, 1, 165286645, 2**31 + 5, 2**40 + 17, -1, 2**64 - 1, -(2**63)]
+SEEDS = [0, 165286645, 2**31 + 5, 2**40 + 17, -1, -(2**63)]
 SIZES = (784, 128, 64, 10)
 
 

@@ -53,17 +53,14 @@ def first(tree):
     return jax.tree.map(lambda x: x[0], tree)
 
 
-def run_of(kind, data, objective):
-    """`run(params, rate) -> (params, losses)`: one step, or a whole run."""
+def run_of(data, objective):
+    """`run(params, rate) -> (params, losses)`: two epochs of two steps."""
 
     def run(params, rate):
         tx = optax.sgd(rate)
-        step, model_state = make_train_step(objective, tx), {"mean": jnp.zeros(784)}
+        model_state = {"mean": jnp.zeros(784)}
         state = TrainState.create(params, tx, key=KEY, model_state=model_state)
-        if kind == "step":
-            state, metrics = step(state, data)
-        else:
-            state, metrics = train(step, state, data, KEY, epochs=2)
+        state, metrics = train(make_train_step(objective, tx), state, data, KEY, epochs=2)
         return state.params, metrics["loss"]
 
     return run
@@ -102,19 +99,15 @@ THROUGH = {
 }
 
 
-# A run takes steps: what need not be proved at once is proved of it alone.
-QUICK = [("step", "vmap of grad of checkpoint"), ("step", "export")]
-
-
 @pytest.mark.parametrize(
-    ("kind", "through"),
-    [*QUICK, *(pytest.param("run", through, marks=pytest.mark.slow) for through in THROUGH)],
+    "through",
+    [name if "vmap" in name else pytest.param(name, marks=pytest.mark.slow) for name in THROUGH],
 )
-def test_composes(toy, kind, through):
+def test_composes(toy, through):
     """The result is the one without the transformation, and the step is traced once."""
     objective = counting(stateful)
-    result = THROUGH[through](run_of(kind, toy, objective))(WEIGHTS, RATE)
-    assert_close(result, jax.jit(run_of(kind, toy, stateful))(WEIGHTS, RATE), 2e-6)
+    result = THROUGH[through](run_of(toy, objective))(WEIGHTS, RATE)
+    assert_close(result, jax.jit(run_of(toy, stateful))(WEIGHTS, RATE), 2e-6)
     assert objective.traces == 1
 
 
@@ -164,10 +157,8 @@ def test_a_line_search_asks_for_the_objective():
 def test_under_disable_jit_and_x64(toy):
     """The run gives the jitted numbers, int32 steps and no wider floats."""
     few, tx = Dataset(toy.images[:10], toy.labels[:10]), optax.sgd(0.1)
-    step, state = (
-        make_train_step(classifier_objective(LINEAR.apply), tx),
-        TrainState.create(WEIGHTS, tx),
-    )
+    step = make_train_step(classifier_objective(LINEAR.apply), tx)
+    state = TrainState.create(WEIGHTS, tx)
     for remainder in ("pad", "short", "drop"):
 
         def run(state, remainder=remainder):
