@@ -205,6 +205,13 @@ def test_a_step_of_ones_own_gets_whole_runs():
     np.testing.assert_array_equal(later["rows"][0], metrics["rows"][1])
 
 
+def test_the_epoch_follows_from_the_states_step():
+    state = TrainState(jnp.int32(4), None, None)
+    for start, size, epoch in ((state, 50, 2), ((0, state), 100, 4)):
+        _, rows = train(lambda *given: given, start, np.arange(100), KEY, epochs=1, batch_size=size)
+        np.testing.assert_array_equal(rows.ravel(), epoch_order(KEY, epoch, 100))
+
+
 @pytest.mark.slow
 def test_the_librarys_run_is_the_scripts(script, few_digits, tmp_path):
     """`train` with the same key: to the bit, with augmented images."""

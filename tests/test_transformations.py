@@ -3,7 +3,6 @@
 import jax
 import jax.export
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -109,20 +108,6 @@ def test_composes(toy, through):
     result = THROUGH[through](run_of(toy, objective))(WEIGHTS, RATE)
     assert_close(result, jax.jit(run_of(toy, stateful))(WEIGHTS, RATE), 2e-6)
     assert objective.traces == 1
-
-
-@pytest.mark.slow
-def test_export_with_a_symbolic_batch_size(toy, monkeypatch):
-    """One program takes batches of any size."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # JAX's "n" is no `int` to it
-    tx = optax.sgd(0.1, momentum=0.9)
-    state, (n,) = TrainState.create(WEIGHTS, tx), jax.export.symbolic_shape("n")
-    images, labels = jax.ShapeDtypeStruct((n, 28, 28), "u1"), jax.ShapeDtypeStruct((n,), "i4")
-    shapes = jax.eval_shape(lambda: state), Dataset(images, labels)
-    program = jax.export.export(jit_step(tx))(*shapes)
-    for size in (1, 64):
-        batch = Dataset(toy.images[:size], toy.labels[:size])
-        assert_close(program.call(state, batch), jit_step(tx)(state, batch), 2e-6)
 
 
 def test_micro_batches_accumulate_to_one_step(toy):
