@@ -5,6 +5,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 IMPORTS = """
 import jax, flax.linen, optax, sys
@@ -33,6 +34,7 @@ def test_this_jaxlib_multiplies_correctly():
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_importing_starts_no_backend_sets_no_flag_and_waits_for_no_large_package():
     """Neither TFDS nor plots nor PyTorch is imported before something needs it."""
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True)
