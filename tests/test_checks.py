@@ -240,10 +240,9 @@ def test_float_pixels_that_nobody_has_scaled():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_members_are_what_they_are_alone_with_any_generator(impl):
+def test_members_are_what_they_are_alone_with_another_generator():
     """Their weights, orders and the keys of their steps; JAX's rbg by itself would mix them up."""
-    keys = jax.random.split(jax.random.key(0, impl=impl), 3)
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 3)
 
     def noise(params, batch, *, key):
         return LOSSES(params, batch) + jax.random.normal(key)

@@ -176,16 +176,15 @@ def test_going_on_is_one_run(toy):
         state, metrics = STEP(pair[0], batch, where)
         return (state, optax.incremental_update(state.params, pair[1], 0.1)), metrics
 
-    for step, start in ((STEP, STATE), (ema_step, (STATE, STATE.params))):
-        for remainder in ("pad", "drop"):
-            options = {"remainder": remainder, "batch_size": 40}
-            whole, metrics = train(step, start, toy, KEY, epochs=3, **options)
-            state, parts = start, []
-            for epochs in (1, 2):
-                state, part = train(step, state, toy, KEY, epochs=epochs, **options)
-                parts.append(part["loss"])
-            np.testing.assert_array_equal(np.concatenate(parts), metrics["loss"])
-            assert_close(state, whole, 0)
+    for step, start, remainder in ((STEP, STATE, "pad"), (ema_step, (STATE, STATE.params), "drop")):
+        options = {"remainder": remainder, "batch_size": 40}
+        whole, metrics = train(step, start, toy, KEY, epochs=3, **options)
+        state, parts = start, []
+        for epochs in (1, 2):
+            state, part = train(step, state, toy, KEY, epochs=epochs, **options)
+            parts.append(part["loss"])
+        np.testing.assert_array_equal(np.concatenate(parts), metrics["loss"])
+        assert_close(state, whole, 0)
 
 
 def test_a_step_of_ones_own_gets_whole_runs():
