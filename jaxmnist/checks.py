@@ -87,7 +87,10 @@ def check_trained(tx: Optimizer, params: Params, opt_state: Any) -> None:
 
 
 def merge_metrics(*parts: Metrics) -> Metrics:
-    """All metrics in one dict; a ValueError if two share a name, or one begins with `test_`."""
+    """All metrics in one dict; an error for other types and for names that are taken."""
+    for part in parts:
+        if not isinstance(part, dict):
+            raise TypeError(f"metrics are a dict of arrays by name, not {describe(part)}")
     names = [name for part in parts for name in part]
     for name in names:
         if names.count(name) > 1 or name.startswith("test_"):

@@ -35,13 +35,13 @@ def num_examples(examples: Examples) -> int:
     if len(set(sizes.values())) != 1 or () in sizes.values() or (0,) in sizes.values():
         told = {name or "the array": size[0] if size else "none" for name, size in sizes.items()}
         found = ", ".join(f"{name} has {size}" for name, size in told.items())
-        raise ValueError(f"arrays need the same number of examples, not 0; {found or 'no array'}")
+        raise ValueError(f"arrays need examples, as many in each; here {found or 'is no array'}")
     return jnp.shape(leaves[0][1])[0]
 
 
 def check_order(order: AnyArray, n: int) -> None:
     """Raise unless an order is one row of indices and, if they are known, inside the dataset."""
-    if order.ndim != 1 or not jnp.issubdtype(order.dtype, jnp.integer) or not order.size:
+    if jnp.ndim(order) != 1 or not jnp.issubdtype(order.dtype, jnp.integer) or not order.size:
         raise ValueError(f"an order is one row of integers, not {describe(order)}")
     if not isinstance(order, jax.core.Tracer):
         low, high = int(order.min()), int(order.max())
@@ -75,12 +75,7 @@ def epoch_order(key: PRNGKeyArray, epoch: int | Int32[Array, ""], n: int) -> Int
 
 
 def batches(
-    dataset: T,
-    batch_size: int = 64,
-    *,
-    seed: int = 0,
-    epoch: int = 0,
-    order: Order | None = None,
+    dataset: T, batch_size: int = 64, *, seed: int = 0, epoch: int = 0, order: Order | None = None
 ) -> Iterator[T]:
     """One epoch as a plain iterator of host batches, for a loop of your own.
 

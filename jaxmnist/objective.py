@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from jaxmnist.types import ApplyFn, Examples, LossFn, Metrics, Params, Transform
 
 Augment: TypeAlias = Callable[[Any, Any], Any]  # (key, images) -> images
 Objective: TypeAlias = Callable[..., Any]  # (params, batch), and the keywords that it asks for
+KEYWORDS = {"key", "model_state", "where"}
 # (params, batch, key, model_state, where) -> (loss, (metrics, next model state))
 ScalarObjective: TypeAlias = Callable[..., tuple[Array, tuple[Metrics, Any]]]
 
@@ -32,8 +34,9 @@ def classifier_objective(
 ) -> Objective:
     """The notebook's objective: transform the images, apply the model, compare with the labels.
 
-    It takes `where`, so its last batch may be padded: the step takes the mean of its losses over
-    the rows that count.
+    It takes `where`, so its last batch is padded, and the step takes the mean over the rows that
+    count. Model, loss and augmentation must treat each example by itself: one that looks across
+    the batch, as class weights of the batch do, needs `remainder="short"`.
 
     Args:
         apply_fn: `apply_fn(params, images) -> logits`, for instance `MLP().apply`.
@@ -46,14 +49,11 @@ def classifier_objective(
     def objective(params: Params, batch: Examples, *, where: Any = None) -> Any:
         return classifier_losses(apply_fn, loss_fn, transform, params, batch)[0]
 
-    if augment is None:
-        return objective
-
     def augmented(params: Params, batch: Examples, *, key: Any, where: Any = None) -> Any:
         batch = batch._replace(images=augment(key, batch.images))
         return objective(params, batch)
 
-    return augmented
+    return objective if augment is None else augmented
 
 
 def classifier_losses(
@@ -79,8 +79,8 @@ def classifier_losses(
 def accepts(fn: Any, *keywords: str) -> bool:
     """Whether `fn` can be called with two arguments and these keywords."""
     try:
-        inspect.signature(fn).bind(None, None, **dict.fromkeys(keywords))
-    except TypeError:
+        signature(fn).bind(None, None, **dict.fromkeys(keywords))
+    except (TypeError, ValueError):  # a ValueError where a function of C's has none
         return False
     return True
 
@@ -91,27 +91,40 @@ def asks_for(fn: Any) -> dict[str, bool]:
     These are the keywords that its signature names without a default or with the default None; a
     keyword that a partial has bound is left alone.
     """
-    bound = [layer.keywords for layer in layers(fn) if isinstance(layer, partial)]
-    free = {"key", "model_state", "where"}.difference(*bound)
+    fn = undecorated(fn)
+    free = KEYWORDS.difference(fn.keywords if isinstance(fn, partial) else ())
     return {
         p.name: p.default is p.empty
-        for p in inspect.signature(fn).parameters.values()
+        for p in signature(fn).parameters.values()
         if p.name in free and (p.default is None or p.default is p.empty)
     }
 
 
-def layers(fn: Any) -> Iterator[Any]:
-    """A function and the functions that it wraps, outermost first."""
-    while fn is not None:
-        yield fn
-        fn = fn.func if isinstance(fn, partial) else getattr(fn, "__wrapped__", None)
+def signature(fn: Any) -> inspect.Signature:
+    """The signature of a function, below jit and decorators that only pass arguments on."""
+    return inspect.signature(undecorated(fn), follow_wrapped=False)
+
+
+def undecorated(fn: Any) -> Any:
+    """The function below jit and below decorators that take any keyword and name none of ours."""
+    if isinstance(fn, partial):
+        return partial(undecorated(fn.func), *fn.args, **fn.keywords)
+    if inspect.ismethod(fn):
+        return partial(undecorated(fn.__func__), fn.__self__)
+    if inspect.isfunction(fn):
+        takes = inspect.signature(fn, follow_wrapped=False).parameters
+        if KEYWORDS & {*takes} or all(p.kind is not p.VAR_KEYWORD for p in takes.values()):
+            return fn
+    elif inspect.ismethod(call := getattr(fn, "__call__", None)):  # noqa: B004
+        return undecorated(getattr(fn, "__wrapped__", call))
+    return undecorated(fn.__wrapped__) if hasattr(fn, "__wrapped__") else fn
 
 
 def check_objective(objective: Any) -> dict[str, bool]:
     """The keywords that an objective asks for; a TypeError if it cannot be called as one."""
     takes, asked = inspect.Signature(), {}
-    if callable(objective):
-        takes, asked = inspect.signature(objective), asks_for(objective)
+    with contextlib.suppress(TypeError, ValueError):
+        takes, asked = signature(objective), asks_for(objective)
     hidden = any(p.kind.name.startswith("VAR_") for p in takes.parameters.values())
     if hidden or not accepts(objective, *asked):
         raise TypeError(
@@ -142,14 +155,14 @@ def check_result(result: Any, batch: Examples, model_state: Any) -> tuple[Array,
     """An objective's loss, metrics and next model state; a TypeError if it returned others."""
     parts = result if isinstance(result, tuple) else (result, {})
     loss, metrics, next_state = (*parts, model_state, None, None)[:3]
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
     floats = isinstance(loss, jax.Array) and jnp.issubdtype(loss.dtype, jnp.floating)
     fits = floats and loss.ndim < 2 and (not loss.ndim or len(sizes) != 1 or loss.shape in sizes)
     numbers = jax.Array | np.ndarray | np.generic | float | int
     arrays = isinstance(metrics, dict) and all(isinstance(x, numbers) for x in metrics.values())
-    carried = str(jax.tree.structure(model_state))
-    kept = str(jax.tree.structure(next_state)) == carried
-    swapped = arrays and metrics and len(parts) == 2 and str(jax.tree.structure(metrics)) == carried
+    kept = str(jax.tree.structure(next_state)) == str(jax.tree.structure(model_state))
+    # Flax's habit is `return loss, updates`: the statistics would never move.
+    swapped = len(parts) == 2 and isinstance(model_state, dict) and {*model_state} & {*metrics}
     if not (1 < len(parts) < 4 and fits and arrays and kept) or swapped:
         raise TypeError(
             "an objective returns loss, (loss, metrics) or (loss, metrics, model_state): floats "

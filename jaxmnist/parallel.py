@@ -8,7 +8,7 @@ over the devices. So the result is a single device's, up to rounding. Parameters
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from jaxtyping import Array, Integer
 from jaxmnist.checks import check_count, describe
 from jaxmnist.data import check_order, num_examples
 from jaxmnist.errors import JaxmnistError, UsageError
-from jaxmnist.objective import asks_for, layers
+from jaxmnist.objective import asks_for
 from jaxmnist.types import AnyArray, Examples, Remainder, State, TrainStep
 
 Tree = TypeVar("Tree")
@@ -165,13 +165,20 @@ def choose_remainder(train_step: Any, remainder: Remainder) -> Remainder:
     """
     if not callable(train_step):
         raise TypeError(f"train_step is a function, not {describe(train_step)}")
-    scopes = [getattr(layer, "__globals__", {}) for layer in layers(train_step)]
+    scopes = [getattr(layer, "__globals__", {}) for layer in _layers(train_step)]
     mapped = any(scope.get("__name__", "").startswith("jax.") for scope in scopes)
     where = not mapped and "where" in asks_for(train_step)
     if remainder not in (None, "short", "drop", "pad" if where else None):
         choices = "None, 'short', 'drop' or, for a step whose objective takes `where`, 'pad'"
         raise ValueError(f"remainder is {choices}; not {remainder!r}")
     return remainder or ("pad" if where else "short")
+
+
+def _layers(fn: Any) -> Iterator[Any]:
+    """A function and the functions that it wraps, outermost first."""
+    while fn is not None:
+        yield fn
+        fn = fn.func if isinstance(fn, partial) else getattr(fn, "__wrapped__", None)
 
 
 def scan_steps(
@@ -193,9 +200,11 @@ def scan_steps(
     if tail and remainder == "short":
         state, metrics = step(state, jax.tree.map(lambda x: x[-1, :tail], batches))
         parts.append(jax.tree.map(lambda x: jnp.asarray(x)[None], metrics))
-    shapes = {str(jax.tree.map(lambda x: x.shape[1:], part)) for part in parts}
-    if len(shapes) != 1:
-        found = " and of the last ".join(sorted(shapes)) or "none: they are larger than the data"
+    if not parts:
+        raise ValueError(f"no step: a batch of {shape[1]} is more than all {count} examples")
+    shapes = [str(jax.tree.map(lambda x: x.shape[1:], part)) for part in parts]
+    if shapes[0] != shapes[-1]:
+        found = f"{shapes[0]} and {shapes[1]} of the last"
         raise ValueError(f"the metrics of the batches need one shape, not {found}")
     return state, jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from jaxmnist.checks import check_count
 from jaxmnist.data import num_examples
 from jaxmnist.errors import JaxmnistError
 
@@ -75,6 +76,7 @@ def compile_population(
     [0.0, 1023.0, 1024.0, 0.0]
     """
     count = num_examples(members)
+    check_count("width", 1 if width is None else width)
     devices = jax.local_devices() if devices is None else devices
     devices = devices[: -(-count // -(-count // len(devices)))]  # all of them equally busy
     if width is None:

@@ -125,8 +125,8 @@ def make_train_step(
         raise TypeError(f"tx is an optax optimizer, as optax.sgd(0.1), not {describe(tx)}")
     grad_fn = value_and_grad or (lambda scalar: jax.value_and_grad(scalar, has_aux=True))
     draws = "key" in asked or value_and_grad is not None
-    parameters = inspect.signature(tx.update).parameters.values()
-    asks_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    takes = inspect.signature(tx.update).parameters
+    asks_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
 
     def train_step(
         state: TrainState, batch: Examples, where: Bool[Array | np.ndarray, " n"] | None = None
@@ -147,17 +147,14 @@ def make_train_step(
         # For optimizers that look at the loss: optax.lbfgs, polyak_sgd, contrib.sophia, sam.
         extra: dict[str, Any] = {"value": loss, "grad": grads, "value_fn": value_fn}
         extra |= {"obj_fn": value_fn, "grad_fn": lambda params, _: jax.grad(value_fn)(params)}
-        extra = extra if asks_more else {}
+        extra = {name: x for name, x in extra.items() if asks_more or name in takes}
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         logged = {} if log is None else log(state, grads, updates)
         metrics = merge_metrics({"loss": loss}, metrics, logged)
         return TrainState(state.step + 1, params, opt_state, model_state, state.key), metrics
 
-    def train_step_unpadded(state: TrainState, batch: Examples) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch)
-
-    return train_step if "where" in asked else train_step_unpadded
+    return train_step if "where" in asked else lambda state, batch: train_step(state, batch)
 
 
 def norms(state: TrainState, grads: Any, updates: Any) -> Metrics:
@@ -241,7 +238,8 @@ def train(
         test: `test(state) -> metrics` after each epoch, for instance
             `lambda state: evaluate(classifier_metrics(model.apply), state.params, test_set)`.
         first_epoch: the number of the first of these epochs. By default it follows from the state's
-            step, so a run that is continued sees new orders; 0 for a state without a `step`.
+            step, so a run that is continued sees new orders; 0 for a state without a `step`. Name
+            it where the batch size or the number of examples changes.
 
     Returns the last state, the steps' metrics, with the axes [epochs, steps, ...], and those of
     `test`, under "test_" and their name, with the axes [epochs, ...].
@@ -265,7 +263,8 @@ def train(
     def run_epoch(state: State, epoch: Int32[Array, ""]) -> tuple[State, Any]:
         state, metrics = train_epoch(state, dataset, epoch_order(key, epoch, n))
         if test is not None:
-            metrics = metrics | {f"test_{name}": value for name, value in test(state).items()}
+            tests = merge_metrics(test(state))
+            metrics = merge_metrics(metrics) | {f"test_{name}": x for name, x in tests.items()}
         return state, metrics
 
     return jax.lax.scan(run_epoch, state, first_epoch + jnp.arange(epochs, dtype=jnp.int32))
@@ -274,6 +273,6 @@ def train(
 def _steps_done(state: Any) -> Int32[Array, ""]:
     """The `step` of a state, or of the first part of a custom state that has one; else 0."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    steps = [leaf for path, leaf in leaves if jax.tree_util.keystr(path[-1:]) == ".step"]
+    steps = [x for path, x in leaves if jax.tree_util.keystr(path[-1:], simple=True) == "step"]
     # A vmapped state has a step for each member, and all are equal.
     return jnp.ravel(jnp.asarray([*steps, 0][0]))[0].astype(jnp.int32)
