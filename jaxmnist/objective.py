@@ -18,7 +18,6 @@ from jaxmnist.losses import cross_entropy
 from jaxmnist.transforms import preprocess
 from jaxmnist.types import ApplyFn, Examples, LossFn, Metrics, Params, Transform
 
-Augment: TypeAlias = Callable[[Any, Any], Any]  # (key, images) -> images
 Objective: TypeAlias = Callable[..., Any]  # (params, batch), and the keywords that it asks for
 KEYWORDS = {"key", "model_state", "where"}
 # (params, batch, key, model_state, where) -> (loss, (metrics, next model state))
@@ -30,7 +29,7 @@ def classifier_objective(
     loss_fn: LossFn = cross_entropy,
     *,
     transform: Transform = preprocess,
-    augment: Augment | None = None,
+    augment: Callable[[Any, Any], Any] | None = None,
 ) -> Objective:
     """The notebook's objective: transform the images, apply the model, compare with the labels.
 
@@ -49,11 +48,14 @@ def classifier_objective(
     def objective(params: Params, batch: Examples, *, where: Any = None) -> Any:
         return classifier_losses(apply_fn, loss_fn, transform, params, batch)[0]
 
+    if augment is None:
+        return objective
+
     def augmented(params: Params, batch: Examples, *, key: Any, where: Any = None) -> Any:
         batch = batch._replace(images=augment(key, batch.images))
         return objective(params, batch)
 
-    return objective if augment is None else augmented
+    return augmented
 
 
 def classifier_losses(
@@ -68,8 +70,7 @@ def classifier_losses(
             " of .images and .labels [n], integers; "
             f"here {describe(apply_fn)} and {jax.tree.map(describe, batch)}"
         )
-    images = transform(batch.images)
-    logits, labels = check_logits(apply_fn(params, images), labels)
+    logits, labels = check_logits(apply_fn(params, transform(batch.images)), labels)
     losses = loss_fn(logits, labels)
     if jnp.shape(losses) != labels.shape:
         raise ValueError(f"loss_fn gives {describe(losses)} and not one number for each label")

@@ -164,10 +164,10 @@ MISTAKES = {
     ),
     "lengths": (lambda: batches(Dataset(DATA.images, DATA.labels[:90])), r"\.labels has 90"),
     "a scalar": (lambda: batches({"x": np.ones(3), "s": np.float32(2)}), r"\['s'\] has none"),
-    "nothing": (lambda: batches({}), "number of examples, not 0; no array"),
+    "nothing": (lambda: batches({}), "need examples, as many in each; here is no array"),
     "no examples": (
         lambda: evaluate(METRICS, STATE.params, jax.tree.map(lambda x: x[:0], DATA)),
-        r"not 0; \.images has 0, \.labels has 0",
+        r"here \.images has 0, \.labels has 0",
     ),
 }
 

@@ -61,7 +61,28 @@ class Asking:
         return asking(params, batch, key=key, where=where)
 
 
+def passing_on(objective):
+    """A decorator that names nothing."""
+
+    @functools.wraps(objective)
+    def passed(*args, **kwargs):
+        return objective(*args, **kwargs)
+
+    return passed
+
+
+@functools.wraps(lambda params, batch: None)
+def keyed(params, batch, *, key=None):
+    """A decorator asks for a key of its own, the objective within for none."""
+    return asking(params, batch, key=key)
+
+
 ASKING = {
+    "decorated": (passing_on(asking), 7),
+    "decorated object": (passing_on(Asking()), 7),
+    "decorated method": (passing_on(Asking().method), 5),
+    "decorator's own": (keyed, 1),
+    "jit of a decorator's": (jax.jit(passing_on(keyed)), 1),
     "function": (asking, 7),
     "jit": (jax.jit(asking), 7),
     "object": (Asking(), 7),

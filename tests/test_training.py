@@ -105,7 +105,7 @@ def test_an_epoch_is_its_steps(toy, batch_size, remainder, traces):
 
 def test_batches_larger_than_the_data_leave_nothing_to_train_on(toy):
     epoch = make_train_epoch(STEP, 200, remainder="drop")
-    with pytest.raises(ValueError, match="need one shape, not none"):
+    with pytest.raises(ValueError, match="a batch of 200 is more than all 100"):
         epoch(STATE, toy, np.arange(100))
 
 
