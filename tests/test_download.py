@@ -1,6 +1,7 @@
 """The download, against servers on this machine's loopback that serve, lie, refuse and hang."""
 
 import hashlib
+import socket
 import time
 
 import pytest
@@ -74,3 +75,9 @@ def test_a_server_that_stalls_is_given_up(files, sent):
 
     with serving(stall) as url, pytest.raises(DataNotFoundError, match="Timeout"):
         download.fetch(mirrors=[url], timeout=0.5)
+
+
+def test_a_name_lookup_that_hangs_is_given_up(files, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(60))
+    with pytest.raises(DataNotFoundError, match=r"\(TimeoutError\); name"):
+        download.fetch(mirrors=["http://a.invalid/", "http://b.invalid/"], timeout=0.2)

@@ -3,8 +3,11 @@
 import hashlib
 import importlib.metadata
 import io
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -71,8 +74,19 @@ def fetch(
 def _fetch(url: str, size: int, checksum: str, timeout: float) -> bytes:
     import requests
 
-    # Some of a host's addresses may not answer (IPv6 where there is none).
-    with requests.get(url, stream=True, timeout=(timeout / 3, timeout)) as answer:
+    response: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            # Some of a host's addresses may not answer (IPv6 where there is none).
+            response.set_result(requests.get(url, stream=True, timeout=(timeout / 3, timeout)))
+        except Exception as error:
+            response.set_exception(error)
+
+    # The lookup of a host's name obeys neither a timeout nor Ctrl-C: a thread that hangs in it is
+    # left behind.
+    threading.Thread(target=ask, daemon=True).start()
+    with response.result(timeout) as answer:
         if answer.status_code != 200:
             raise DataError(f"HTTP status {answer.status_code}")
         content: bytes = answer.raw.read(size + 1)  # as it is sent: gzipped
