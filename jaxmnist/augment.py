@@ -1,4 +1,4 @@
-"""Random changes of images that leave a digit what it is, for use in a compiled training step.
+"""Random changes of images that keep the digit, for use in a compiled training step.
 
 In an objective that asks for a key::
 
@@ -24,7 +24,7 @@ from jaxmnist.types import AnyArray
 Strength = float | Float[AnyArray, ""]
 Images = TypeVar("Images", UInt8[AnyArray, "n h w"], Float[AnyArray, "n h w"])
 
-# The strengths that are about as large as the differences of people's handwriting.
+# Strengths about as large as the differences between people's handwriting.
 HANDWRITING = dict(rotation=10, scaling=0.1, shearing=0.15, shifting=1, elasticity=0.8, stroke=0.5)
 SMOOTH = 5.0  # pixels, the standard deviation of the Gaussian that smooths an elastic field
 
@@ -55,7 +55,7 @@ def augment(
     (2, 28, 28)
 
     Args:
-        key: makes all random numbers; with the same one the changes are the same.
+        key: the same key makes the same changes.
         images: grey images of any size, 0 for background; their dtype is kept.
         rotation: degrees; an image is turned about its centre by an angle uniform in +-`rotation`.
         scaling: rows and columns are enlarged about the centre by a factor each, whose logarithms
@@ -69,7 +69,7 @@ def augment(
         stroke: pixels, at most 1, by which bright strokes become thicker or thinner at each edge.
             With u uniform in +-`stroke`, the image is blended with its grey dilation, of weight u,
             or, where u is negative, with its erosion, of weight -u, each over a pixel and its four
-            neighbours. Beyond the border the image goes on as at the border.
+            neighbours. The border's pixels are repeated beyond it.
 
     Raises:
         ValueError: the images are not `[n, h, w]`.

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# What a file system says that cannot flush: network shares, FUSE, some containers; and of a
-# directory that may be written to and not read.
+# Errors of file systems that cannot flush (network shares, FUSE, some containers), and of a
+# directory that may be written but not read.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTTY, errno.EACCES}
 
 

@@ -1,4 +1,4 @@
-"""The optimizers that the scripts offer, by name. Any other of optax's works in the library too."""
+"""The optimizers that the scripts offer, by name. The library takes any other of optax too."""
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +48,14 @@ def make_optimizer(
 
 
 def _is_set(value: float | jax.Array | None) -> bool:
-    """Whether it is not 0 or None; a traced value, which cannot be compared, counts as set."""
+    """Whether a value is neither 0 nor None; a traced one cannot be compared and counts as set."""
     return isinstance(value, jax.Array) or bool(value)
 
 
 def make_schedule(
     schedule: str, learning_rate: float | jax.Array, *, warmup: float | jax.Array = 0.0, steps: int
 ) -> optax.Schedule:
-    """The learning rate by the number of steps that are done.
+    """The learning rate as a function of the steps done.
 
     During the warm-up it rises in equal parts. Then it stays, or it falls as half a cosine to 0 (I.
     Loshchilov and F. Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017).
@@ -67,7 +67,7 @@ def make_schedule(
     Args:
         schedule: "constant" or "cosine".
         learning_rate: the largest; it may be traced.
-        warmup: in what part of all steps it rises, at least 0 and below 1; it may be traced.
+        warmup: share of the steps in which it rises, at least 0 and below 1; it may be traced.
         steps: all steps of the training.
 
     Raises:

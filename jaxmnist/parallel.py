@@ -1,8 +1,8 @@
 """Training on a mesh of devices, of one process or of many.
 
-The step is the one that a single device runs. JAX computes with what is where it is: of a sharded
-batch each device computes its rows, and the mean over the batch, the gradient's too, becomes a sum
-over the devices. So the result is a single device's, up to rounding. Parameters may be sharded too.
+The step is the one that a single device runs. Each device computes its rows of a sharded batch, and
+a mean over the batch, also in the gradient, becomes a sum over the devices. So the result is a
+single device's, up to rounding. Parameters may be sharded too.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def make_sharded_epoch(
 
 
 def choose_remainder(train_step: Any, remainder: Remainder) -> Remainder:
-    """What becomes of the last batch; an error where that is not known or cannot be.
+    """How the last batch is treated; an error for a value that is unknown or impossible.
 
     A step takes `where` if its signature names it, also under jit. Under JAX's other
     transformations it does not: a vmapped step has axes for its state and batch, and none for it.
@@ -210,9 +210,9 @@ def scan_steps(
 
 
 def with_auto_sharding(fn: Callable[..., Any], out_sharding: Any, *args: Any) -> Any:
-    """`fn(*args)`, with the sharding left to XLA where arrays lie on a mesh with explicit axes.
+    """`fn(*args)`, with the sharding left to XLA if arrays lie on a mesh with explicit axes.
 
-    There JAX would ask for the sharding of each gather and reshape. The result has
+    JAX would otherwise require the sharding of each gather and reshape. The result has
     `out_sharding`, a PartitionSpec or a tree of them.
     """
     arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]

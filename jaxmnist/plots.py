@@ -30,7 +30,7 @@ Labels = Int[np.ndarray, " n"]
 Probabilities = Float[np.ndarray, "n classes"]
 Losses = Float[np.ndarray, "epochs steps"]
 
-# Each is read on white and on black: its contrast to either is at least 3.
+# The contrast of each to white and to black is at least 3.
 COLORS = ("#3b82c4", "#e8710a", "#1f9a68", "#c74b86", "#8568cf", "#a4782a", "#0e96a8", "#d1494d")
 _MARKERS = "os^Dv"
 

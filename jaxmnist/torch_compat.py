@@ -82,8 +82,8 @@ class TorchGenerator:
     def randperm(self, n: int) -> Int32[np.ndarray, " n"]:
         """`torch.randperm(n)`: 0 to n - 1 in random order, by the Fisher-Yates shuffle.
 
-        randperm_cpu (aten/src/ATen/native/TensorFactories.cpp), which does it otherwise from
-        214,748,364 elements on: a ValueError here. 60,000 elements take about 8 ms.
+        randperm_cpu (aten/src/ATen/native/TensorFactories.cpp) has another algorithm from
+        214,748,364 elements on, which are a ValueError here. 60,000 elements take about 8 ms.
         """
         if not 0 <= n < (2**32 - 1) // 20:
             raise ValueError(f"randperm is for 0 to 214,748,363 elements, not {n}")
@@ -128,9 +128,9 @@ def loader_order(
     sampler took none and shuffled with the global generator. With `persistent_workers=True` only
     the first pass takes a seed for the workers: set `workers_persist` for the later ones.
 
-    What else a script does takes numbers too: a look at one batch, `next(iter(loader))`, those of a
-    whole pass; a pass over a loader that is not shuffled, those of `pass_in_order`; and
-    `random_split` those of `generator.randperm(n)`, whose first indices are the first part.
+    Other calls of a script draw numbers too: `next(iter(loader))` as many as a whole pass; a pass
+    over a loader that does not shuffle, those of `pass_in_order`; `random_split`, those of
+    `generator.randperm(n)`, whose first indices are the first part.
     """
     if not workers_persist:
         generator.u64()
@@ -138,5 +138,5 @@ def loader_order(
 
 
 def pass_in_order(generator: TorchGenerator) -> None:
-    """Take what one pass over `DataLoader(shuffle=False)` does, as over a test set: one seed."""
+    """Draw what one pass over `DataLoader(shuffle=False)` draws, as over a test set: one seed."""
     generator.u64()

@@ -1,6 +1,6 @@
 """MNIST from a directory, the notebook's, TFDS's, the cache of an earlier run, or a download.
 
-Wherever it is from, the arrays must have the same checksum, so a seed trains the same from all.
+The arrays have the same checksum whatever their source, so a seed trains the same model.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from jaxmnist.datasets.idx import FILES, find_idx, read_idx
 from jaxmnist.errors import DataError, DataNotFoundError
 
 Arrays = Mapping[str, np.ndarray]
-Say = Callable[[str], object]  # is told, in a line, what a user may want to know at once
+Say = Callable[[str], object]  # called with a line for the user
 
 NOTEBOOK_DIR = "~/.pytorch/MNIST_data"
 # sha256 of the dtype, shape and bytes of each array, in the order of FILES.
@@ -26,7 +26,7 @@ _KERAS_NAMES = ("x_train", "y_train", "x_test", "y_test")  # in mnist.npz, in th
 
 
 class Data(NamedTuple):
-    """Images to train and to test with, and where they are from."""
+    """Training and test images, and their source."""
 
     train: Dataset  # 60,000 images
     test: Dataset  # 10,000 images
@@ -80,18 +80,17 @@ def load_data(
     'synthetic digits, seed 0: not MNIST'
 
     Args:
-        dataset: "mnist", "synthetic", or "auto" for MNIST and, where that is in none of its places
-            and cannot be downloaded, synthetic digits. Look at `synthetic` in what is returned if
-            these must not be taken for MNIST.
+        dataset: "mnist", "synthetic", or "auto" for MNIST or, if it is in none of its places and
+            cannot be downloaded, synthetic digits; `synthetic` of the result tells which.
         directory: where MNIST is, see `load_mnist`. If it is named, here or by the environment
-            variable JAXMNIST_DATA_DIR, nothing else is taken.
+            variable JAXMNIST_DATA_DIR, no other place is tried.
         seed: makes the synthetic digits, 0 to 2**32 - 1. MNIST does not depend on it.
-        say: called with a line before anything that takes long, a download or the making of digits
-            (and a download shows a progress bar if standard error is a terminal), with a warning
-            before digits stand in for MNIST, and with the reason why MNIST is not cached.
+        say: called with a line before a download or the making of digits, which take seconds; with
+            a warning before synthetic digits replace MNIST; and with the reason if MNIST cannot be
+            cached. A download shows a progress bar if standard error is a terminal.
 
     Raises:
-        DataNotFoundError: MNIST is nowhere, and nothing else may be taken.
+        DataNotFoundError: MNIST is in none of its places, and nothing else was asked for.
         DataError: MNIST was found, but it is damaged or incomplete.
         OSError: the directory that was named cannot be read.
         ValueError: another dataset.

@@ -105,9 +105,9 @@ def draw_digits(
 
     Args:
         key: makes the writers.
-        labels: the digits to draw, 0 to 9; others, which a compiled function cannot refuse, are
-            drawn as the nearest of them.
-        added: write as what `add_synthetic` adds to MNIST: more often with flags, feet and tails.
+        labels: the digits to draw, 0 to 9; others are clipped, since a compiled function cannot
+            refuse them.
+        added: draw in the styles of `add_synthetic`, with more flags, feet and tails.
     """
     chances = skeletons().added_chances if added else skeletons().chances
 
@@ -137,9 +137,9 @@ def load_synthetic(
 ) -> tuple[Dataset, Dataset]:
     """Load the synthetic digits of `seed`: 60,000 to train with and 10,000 others to test with.
 
-    Each digit is there equally often, in random order. Making them takes a few seconds, so they
-    are kept in the cache, and made again where it does not hold exactly what it should. They
-    depend on the seed and the version of JAX alone, whose versions round a few pixels differently.
+    Each digit occurs equally often, in random order. Making them takes a few seconds, so they are
+    kept in the cache, and made again if its entry is damaged or of another version. They depend
+    only on the seed and the version of JAX: versions round a few pixels differently.
 
     >>> from jaxmnist.datasets import load_synthetic
     >>> train, test = load_synthetic(seed=0)
@@ -182,9 +182,9 @@ def _draw_all(seed: int) -> dict[str, np.ndarray]:
 
 
 def add_synthetic(train: Dataset, count: int) -> Dataset:
-    """The training images, followed by `count` synthetic digits of a seed that is kept for this.
+    """The training images, followed by `count` synthetic digits of a seed reserved for this.
 
-    They show what MNIST has little of, as a 1 with a flag or a foot.
+    They show forms that are rare in MNIST, such as a 1 with a flag or a foot.
     """
     if count == 0:
         return train
