@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -119,7 +120,8 @@ def test_an_order_that_reaches_outside(index):
 
 
 @pytest.mark.parametrize(("batch_size", "take"), [(100, "96 or 104"), (7, "8")])
-def test_devices_that_do_not_divide_the_batch(batch_size, take):
+def test_devices_that_do_not_divide_the_batch(batch_size, take, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # of a mesh without devices
     mesh = jax.sharding.AbstractMesh((8,), ("data",))
     with pytest.raises(UsageError, match=f"8 devices cannot share a batch of .*: take {take}$"):
         parallel.shard_epoch(dataset(), np.arange(8), batch_size, mesh)
