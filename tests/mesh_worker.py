@@ -23,7 +23,7 @@ from jaxmnist import (
 )
 from jaxmnist.training import norms
 
-EPOCHS, BATCHES = 3, (64, 56)
+EPOCHS = 3
 MODEL, TX = MLP((32,)), optax.sgd(0.05, momentum=0.9)
 SEED = 0
 
@@ -48,6 +48,11 @@ def stateful(params: Any, batch: Dataset, *, key: Any, model_state: Any, where: 
 
 
 OBJECTIVES = {"notebook": classifier_objective(MODEL.apply), "stateful": stateful}
+RUNS = {  # objective, batch size, whether parameters are sharded
+    "notebook": ("notebook", 64, False),
+    "stateful": ("stateful", 56, False),
+    "fsdp": ("stateful", 64, True),
+}
 
 
 def start(name: str) -> TrainState:
@@ -56,7 +61,7 @@ def start(name: str) -> TrainState:
     return state if name == "notebook" else state._replace(model_state=jnp.zeros(784))
 
 
-def losses(batch_size: int, name: str = "notebook", fsdp: bool = False) -> dict[str, Any]:
+def losses(name: str, batch_size: int, fsdp: bool) -> dict[str, Any]:
     """Those of each step of each epoch, how often the step was traced, and the last state.
 
     With `fsdp` also the sizes of the parts that the first device holds.
@@ -94,6 +99,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         port, processes, number = sys.argv[1:]
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(number))
-    told = {f"{name} {size}": losses(size, name) for name in OBJECTIVES for size in BATCHES}
-    told |= {f"fsdp {name}": losses(64, name, fsdp=True) for name in OBJECTIVES}
+    told = {run: losses(*given) for run, given in RUNS.items()}
     print(json.dumps({"devices": len(jax.devices()), "runs": told}))

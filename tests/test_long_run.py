@@ -18,7 +18,7 @@ def test_nothing_grows(script, few_digits, tmp_path, monkeypatch, epochs):
     """Memory in pages, open files, and programs compiled, as each epoch's line is printed."""
     told, compiled = [], []
 
-    class Told(io.StringIO):
+    class Told(io.TextIOWrapper):
         def write(self, text):
             if text.startswith("Epoch "):
                 pages = int(STATM.read_text().split()[1])
@@ -28,7 +28,7 @@ def test_nothing_grows(script, few_digits, tmp_path, monkeypatch, epochs):
         if "backend_compile" in event:
             compiled.append(event)
 
-    monkeypatch.setattr(sys, "stdout", Told())
+    monkeypatch.setattr(sys, "stdout", Told(io.BytesIO()))
     jax.monitoring.register_event_duration_secs_listener(listen)
     done = script("train.py", "--dataset", "synthetic", "--out", tmp_path, "--epochs", epochs)
     assert done == (0, "", "")

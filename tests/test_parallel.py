@@ -15,7 +15,7 @@ from jaxmnist import JaxmnistError, epoch_order, make_train_epoch, make_train_st
 from jaxmnist.errors import UsageError
 from jaxmnist.training import norms
 from tests.helpers import PATIENCE, ROOT
-from tests.mesh_worker import BATCHES, EPOCHS, OBJECTIVES, SEED, TX, dataset
+from tests.mesh_worker import EPOCHS, OBJECTIVES, RUNS, SEED, TX, dataset
 from tests.mesh_worker import start as start_state
 
 WORKER = ROOT / "tests" / "mesh_worker.py"
@@ -25,19 +25,15 @@ WORKER = ROOT / "tests" / "mesh_worker.py"
 def expected() -> dict[str, dict[str, list]]:
     """What one device gives, by the gathering epoch that needs no mesh."""
     data, result = dataset(), {}
-    for name, objective in OBJECTIVES.items():
-        for batch_size in BATCHES:
-            step = make_train_step(objective, TX, log=norms)
-            train_epoch = jax.jit(make_train_epoch(step, batch_size))
-            state, run = start_state(name), []
-            for epoch in range(EPOCHS):
-                state, metrics = train_epoch(
-                    state, data, epoch_order(jax.random.key(SEED), epoch, 900)
-                )
-                run.append(metrics["loss"])
-            assert np.mean(run[-1]) < 0.7 * np.mean(run[0])  # it learns
-            result[f"{name} {batch_size}"] = {"losses": run, "norms": metrics["param_norm"]}
-        result[f"fsdp {name}"] = result[f"{name} 64"]
+    for name, (objective, batch_size, _) in RUNS.items():
+        step = make_train_step(OBJECTIVES[objective], TX, log=norms)
+        train_epoch = jax.jit(make_train_epoch(step, batch_size))
+        state, run = start_state(objective), []
+        for epoch in range(EPOCHS):
+            state, metrics = train_epoch(state, data, epoch_order(jax.random.key(SEED), epoch, 900))
+            run.append(metrics["loss"])
+        assert np.mean(run[-1]) < 0.7 * np.mean(run[0])  # it learns
+        result[name] = {"losses": run, "norms": metrics["param_norm"]}
     return result
 
 

@@ -31,7 +31,7 @@ def rows_of(path):
         ("--grid learning_rate=0.1,0.03 momentum=0,0.95", ""),
         ("--grid warmup=0.2,0.1 augment=0.3,1", "--schedule cosine --learning-rate 0.1"),
         ("--grid weight_decay=0.1,0 epochs=1,2", "--optimizer adamw"),
-        ("--grid optimizer=sgd,adam hidden=;16,8 loss=cross_entropy,nll", ""),
+        ("--sample 3 optimizer=sgd,adam hidden=;16,8 loss=cross_entropy,nll", ""),
         ("--sample 2 learning_rate=log:1e-3:1 --sampler tpe", ""),
     ],
 )
