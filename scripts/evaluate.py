@@ -123,9 +123,12 @@ def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
     from jaxmnist.errors import DataError
 
     index, found = directory / "index.csv", list[tuple[Path, int, str]]()
-    files = [path.relative_to(directory) for path in sorted(directory.glob("[0-9]/[!.]*"))]
-    rows = [{"file": str(path), "label": path.parent.name} for path in files]
-    for row in read_index(index) if index.exists() else rows:
+    if index.exists():
+        rows = read_index(index)
+    else:
+        files = [path.relative_to(directory) for path in sorted(directory.glob("[0-9]/[!.]*"))]
+        rows = [{"file": str(path), "label": path.parent.name} for path in files]
+    for row in rows:
         path, label = directory / row.get("file", "."), row.get("label", "")
         if label not in list("0123456789") or not path.is_file():
             raise DataError(
