@@ -47,17 +47,14 @@ def returning(result):
 
 
 RESULTS = {
-    "nothing": lambda x: None,
     "numpy": lambda x: np.float32(1),
     "integers": lambda x: jnp.arange(100),
-    "dict": lambda x: {"loss": x.mean()},
     "empty": lambda x: (),
     "four": lambda x: (x, {}, None, 1),
     "column": lambda x: x[:, None],
     "an example less": lambda x: x[1:],
     "metrics array": lambda x: (x, jnp.ones(3)),
     "metric string": lambda x: (x, {"a": "b"}),
-    "nested": lambda x: (x, STATS),
     "state": lambda x: (x, {}, STATS),
 }
 
@@ -80,7 +77,6 @@ def test_a_model_state_is_not_taken_for_metrics():
 OBJECTIVES = {
     "one argument": lambda p: 0.0,
     "another keyword": lambda p, b, *, rng: 0.0,
-    "keywords": lambda p, b, **kwargs: 0.0,
     "decorated": lambda *args: 0.0,
     "result": jnp.ones(100),
     "apply": MODEL.apply,
@@ -124,10 +120,6 @@ MISTAKES = {
         "cannot be called 'loss'",
     ),
     "name test": (step_of(objective=returning(lambda x: (x, {"test_a": x}))), "called 'test_a'"),
-    "name twice": (
-        lambda: jax.jit(make_train_step(LOSSES, TX, log=lambda *args: {"loss": 0.0}))(STATE, DATA),
-        "cannot be called 'loss'",
-    ),
     "integer images": (labelled(DATA.images.astype(np.int32)), "images are uint8 grey levels"),
     "float labels": (labelled(labels=np.float32(DATA.labels)), r"labels='float32\[100\]'"),
     "99 labels": (labelled(labels=DATA.labels[1:]), "output is float32.100, 10. for 99 labels"),
@@ -209,7 +201,6 @@ def test_a_label_outside_the_classes():
     optaxs = optax.softmax_cross_entropy_with_integer_labels
     scores, step = classifier_metrics(MODEL.apply, optaxs), make_train_step(LOSSES, TX)
     score = jax.jit(lambda data: evaluate(scores, STATE.params, data))
-    epoch = jax.jit(make_train_epoch(step))
     for wrong in (-1, 10):
         labels = DATA.labels.copy()
         labels[70] = wrong
@@ -219,9 +210,6 @@ def test_a_label_outside_the_classes():
                 call()
         metrics = score(bad)
         assert np.isnan([metrics["loss"], metrics["accuracy"]]).all()
-        _, metrics = epoch(STATE, bad, np.arange(100))
-        with pytest.raises(NonFiniteLossError, match=r"step 2 is nan: training .* a label or"):
-            check_finite(np.asarray(metrics["loss"]))
 
 
 def test_float_pixels_that_nobody_has_scaled():

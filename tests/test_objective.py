@@ -89,7 +89,7 @@ ASKING = {
     "method": (Asking().method, 5),
     "none": (lambda p, b: asking(p, b), 0),
     "star": (lambda p, b, key=None: asking(p, b, key=key), 1),
-    "own default": (lambda p, b, key=KEY, where=None: asking(p, b, key=key, where=where), 5),
+    "own default": (lambda p, b, key=KEY: asking(p, b, key=None if key is KEY else key), 0),
     "partial of partial": (
         functools.partial(functools.partial(asking, where=None), model_state=None),
         1,
@@ -110,23 +110,6 @@ def test_an_objective_is_given_what_its_signature_names(case):
         with pytest.raises(TypeError, match="positional argument"):
             step(state, REGRESSION, where)
     assert step(state, REGRESSION)[1]["loss"] == told & 3
-
-
-def test_what_is_bound_is_the_users_own():
-    """A key, or a teacher, by a partial or as a default."""
-    mine, steps = jax.random.key(99), jax.random.fold_in(start(key=KEY).key, 0)
-
-    def noisy(params, batch, *, key=None):
-        return errors(params + jax.random.normal(key, (3,)), batch)
-
-    for objective, key in (
-        (noisy, steps),
-        (functools.partial(noisy, key=mine), mine),
-        (lambda params, batch, key=mine: noisy(params, batch, key=key), mine),
-    ):
-        _, metrics = make_train_step(objective, TX)(start(key=KEY), REGRESSION)
-        expected = noisy(START, REGRESSION, key=key).mean()
-        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
 
 
 # The forms of a result, and the last batch.
@@ -173,20 +156,6 @@ def test_an_example_that_the_order_leaves_out_has_no_effect():
     data["x"][[0, 8, 9]] = np.inf
     assert_close(epoch(start(), data, np.arange(1, 8)), expected, 0)
     assert np.isfinite(expected[0].params).all()
-
-
-def test_a_loss_across_the_batch_sees_no_padding():
-    """A contrast of all pairs of rows, which takes no `where`, gets the short batch."""
-
-    def pairs(params, batch):
-        z = batch["x"] * params[None]
-        return -jax.nn.log_softmax(z @ z.T).diagonal()
-
-    step = make_train_step(pairs, TX)
-    _, metrics = jax.jit(make_train_epoch(step, 8))(start(), REGRESSION, np.arange(10))
-    after, _ = jax.jit(step)(start(), jax.tree.map(lambda x: x[:8], REGRESSION))
-    _, last = jax.jit(step)(after, jax.tree.map(lambda x: x[8:], REGRESSION))
-    np.testing.assert_allclose(metrics["loss"][1], last["loss"], rtol=1e-6)
 
 
 def test_metrics_that_do_not_fit_together():

@@ -1,4 +1,4 @@
-"""The optimizers by name, their schedules, and the most demanding of optax's in a train step."""
+"""The optimizers by name, and their schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import TrainState, batches, make_train_epoch, make_train_step
 from jaxmnist.optimizers import make_optimizer, make_schedule
 from tests.helpers import assert_close
 
@@ -67,22 +66,3 @@ def test_a_schedule_is_optaxs_whether_traced_or_not(schedule):
         assert rate(jnp.float32(warmup), jnp.float32(0.1), s) == plain(s)  # to the bit
     traced = jax.jit(lambda m: make_optimizer("sgd", 0.1, momentum=m).init(PARAMS))(0.0)
     assert jax.tree.leaves(traced)  # a traced momentum has its trace, even if it is 0
-
-
-@pytest.mark.slow
-def test_lbfgs_trains_by_steps_and_by_epochs():
-    """It asks for the value, the gradient and the function; simpler ones are tested elsewhere."""
-    x = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
-    data = {"x": x, "y": x @ np.ones((2, 3), np.float32)}
-    tx = optax.lbfgs()
-    step = make_train_step(
-        lambda params, batch: jnp.sum((batch["x"] @ params["w"] - batch["y"]) ** 2, axis=1), tx
-    )
-    start = state = TrainState.create(PARAMS, tx)
-    losses = []
-    for batch in batches(data, 4, order=np.arange(20)):
-        state, metrics = jax.jit(step)(state, batch)
-        losses.append(metrics["loss"])
-    assert losses[-1] < losses[0]
-    by_epoch, metrics = jax.jit(make_train_epoch(step, 4))(start, data, np.arange(20))
-    assert_close((by_epoch.params, metrics["loss"]), (state.params, jnp.stack(losses)), 1e-4)
