@@ -139,12 +139,6 @@ def contact_sheet(
     return figure
 
 
-def digit_grid(images: UInt8[np.ndarray, "rows columns height width"], title: str) -> "Figure":
-    """The images side by side, white on black."""
-    size = 0.42 * images.shape[1], 0.42 * images.shape[0] + 0.35
-    return _tiled(images, title, size, cmap="gray", vmin=0, vmax=255).figure
-
-
 def weight_grid(
     weight: Float[np.ndarray, "units 784"], columns: int = 16, most: int = 128
 ) -> "Figure":
@@ -159,15 +153,17 @@ def weight_grid(
     rows = math.ceil(len(chosen) / columns)
     tiles = np.full((rows * columns, 30, 30), np.nan)  # 28 pixels and a gap
     tiles[: len(chosen), 1:29, 1:29] = weight[chosen].reshape(-1, 28, 28)
+    picture = tiles.reshape(rows, columns, 30, 30).swapaxes(1, 2).reshape(rows * 30, -1)
     limit = max(float(np.nanmax(np.abs(tiles))), 1e-12)
     which = "all" if len(chosen) == len(weight) else f"{most} largest of"
     title = f"First-layer weights: {which} {len(weight)} units"
-    style = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "interpolation": "none"}
-    size = 0.5 * columns, 0.5 * rows + 1.3
-    shown = _tiled(tiles.reshape(rows, columns, 30, 30), title, size, **style)
+    figure = _figure(0.5 * columns, 0.5 * rows + 1.3, title)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    shown = axes.imshow(picture, "RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
     label = "weight of a pixel (above 0: ink raises the sum)"
-    shown.figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
-    return shown.figure
+    figure.colorbar(shown, location="bottom", shrink=0.6, aspect=40, label=label)
+    return figure
 
 
 def probability_figure(
@@ -216,14 +212,6 @@ def _figure(width: float, height: float, title: str) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, size=11)
     return figure
-
-
-def _tiled(images: np.ndarray, title: str, size: tuple[float, float], **style: Any) -> Any:
-    """Rows of images, `[rows, columns, height, width]`, in a figure of this size in inches."""
-    rows, _, height, _ = images.shape
-    axes = _figure(*size, title).subplots()
-    axes.set_axis_off()
-    return axes.imshow(images.swapaxes(1, 2).reshape(rows * height, -1), **style)
 
 
 def _show_digit(axes: Any, image: np.ndarray, title: str) -> None:

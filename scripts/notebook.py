@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 from jaxmnist import MLP, Dataset, TrainState, batches, cross_entropy, load_mnist, nll_loss
-from jaxmnist.plots import digit_grid, loss_curves
+from jaxmnist.plots import contact_sheet, loss_curves
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
 from jaxmnist.transforms import flatten, normalize, to_tensor
 from jaxmnist.weights import to_state_dict
@@ -112,7 +112,8 @@ compare(6, "shape of an image", images[0].shape)
 
 # %%
 pixels = np.asarray((images[:, 0] * 0.5 + 0.5) * 255, np.uint8)
-Picture(digit_grid, pixels.reshape(4, 16, 28, 28), "The first batch")
+sheet = [(pixels[i], str(labels[i])) for i in range(16)]
+Picture(contact_sheet, sheet, "The first 16 images of the batch, and their labels")
 
 # %% [markdown]
 # ### Cells 7 and 8: flat images
