@@ -44,10 +44,3 @@ def test_a_bug_is_told(tmp_path, monkeypatch, read, verdict):
     (tmp_path / "file").write_bytes(b"bytes")
     kind = fuzz.Kind([], read, bytes.__eq__)
     assert fuzz.judge(kind, tmp_path / "file", b"bytes").startswith(verdict)
-
-
-def test_a_file_can_be_made_again():
-    kind = fuzz.Kind([fuzz.IDX], bytes, bytes.__eq__)
-    files = [fuzz.make("idx", kind, 3, n) for n in range(20)]
-    assert files == [fuzz.make("idx", kind, 3, n) for n in range(20)]
-    assert len(set(files)) > 15

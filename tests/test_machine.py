@@ -35,10 +35,7 @@ def test_a_containers_limits_count(tmp_path, monkeypatch, name):
     assert machine.free_memory([cpu] * 4) == megabytes * 10**6 // 4
 
 
-def test_of_this_machine_and_of_accelerators():
-    (cpu,) = jax.devices("cpu")[:1]
-    assert 2**20 < machine.free_memory([cpu] * 4) <= machine.free_memory([cpu]) < 2**50
-    assert 1 <= machine.cpu_cores() < 10_000
+def test_of_accelerators():
     stats = [{"bytes_limit": 100, "bytes_in_use": 30}, {"bytes_limit": 100, "bytes_in_use": 40}]
     gpus = [Mock(spec=jax.Device, platform="gpu", memory_stats=Mock(return_value=s)) for s in stats]
     assert machine.free_memory(gpus) == 60

@@ -94,7 +94,7 @@ def test_the_examples_run(tmp_path, document, mnist_dir, trained_run):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_blocks_and_links_are_of_known_kinds(document):
+def test_blocks_links_and_files_are_of_known_kinds(document):
     for block in read_blocks(document):
         assert block.language in ("sh", "python", "text"), block.place
         for arguments in re.findall(r"pip install (.*?)(?:&&|$)", block.text, re.MULTILINE):
@@ -104,10 +104,6 @@ def test_blocks_and_links_are_of_known_kinds(document):
     folder = (ROOT / document).parent
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text()):
         assert "://" in target or folder.joinpath(target).exists(), f"{document}: {target}"
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_files_that_are_named_exist(document):
     there = {path.name for path in ROOT.glob("*/**/*.py")}
     named = re.findall(r"`([\w/.]+\.py)`", (ROOT / document).read_text())
     assert {Path(name).name for name in named} <= there

@@ -5,15 +5,12 @@ import itertools
 import json
 import re
 import shlex
-import subprocess
-import sys
-import time
 
 import pytest
 
 pytest.importorskip("optuna")
 
-from tests.helpers import SWEEP, finish, refused
+from tests.helpers import refused
 
 # With a model that is quick to compile.
 QUICK = ("--dataset", "synthetic", "--batch-size", 100, "--hidden", "8", "--epochs", 2)
@@ -84,7 +81,6 @@ def test_it_says_what_is_best_and_goes_on(script, few_digits, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("", ["--grid", "--sample"]),
         ("--grid learning_rate=", ["--learning-rate", "empty"]),
         ("--grid learning_rate=-0.1", ["--learning-rate", "-0.1"]),
         ("--grid validation=1,2", ["validation cannot be searched"]),
@@ -110,16 +106,3 @@ def test_what_cannot_be_written_shows_before_training(script, few_digits, tmp_pa
 def test_a_model_that_fits_no_memory_is_one_line(script, few_digits):
     options = [*QUICK[:4], "--grid", "hidden=900000,900000;8", "--device", "cpu"]
     refused(script("sweep.py", *options), 1, "one model", "GB")
-
-
-@pytest.mark.slow
-def test_killed_it_goes_on(tmp_path):
-    options = [*QUICK[:2], "--epochs", 1, "--grid", "learning_rate=0.1,0.2", "--seeds", 3]
-    where = tmp_path / "study.log"
-    command = [str(word) for word in (sys.executable, SWEEP, *options, "--study", where)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while not (where.exists() and b"seed 0" in where.read_bytes()):
-            time.sleep(0.01)
-        process.kill()
-    assert re.search(r", [1-5] are trained", finish([*command, "--out", tmp_path / "x.csv"]))
-    assert len(rows_of(tmp_path / "x.csv")) == 6

@@ -17,6 +17,7 @@ from jaxmnist import MLP
 from jaxmnist.runs import directory, machine, setup
 from jaxmnist.runs.directory import read_run
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
+from jaxmnist.weights import save_weights
 from tests.helpers import PATIENCE, TRAIN, ending, refused
 from tests.test_cli import on_a_terminal
 
@@ -78,22 +79,19 @@ def test_going_on_equals_never_having_stopped(script, few_digits, tmp_path):
     refused(fewer, 2, "trained for 3 epochs, more than --epochs 2")
 
 
-def test_what_makes_another_run(script, few_digits, tmp_path):
-    first, other, out = (tmp_path / name for name in ("first", "other", "out"))
-    for seed, place in enumerate((first, other)):
-        assert script("train.py", *FEW, "--epochs", 1, "--seed", seed, "--out", place)[0] == 0
+def test_starting_from_weights_and_what_makes_another_run(
+    script, trained_run, few_digits, tmp_path
+):
+    weights, other = trained_run / "weights.safetensors", tmp_path / "other"
+    save_weights(other, init_params(TorchGenerator(0)))
+    out = tmp_path / "out"
     options = (*FEW, "--schedule", "cosine", "--resume", "--out", out, "--epochs")
-    assert script("train.py", *options, 1, "--init", first)[0] == 0
+    assert script("train.py", *options, 1, "--init", weights)[0] == 0
+    assert read_run(out).losses[0, 0] < 1
     refused(script("train.py", *options, 1, "--init", other), 2, "another run", "init")
     refused(script("train.py", *options, 2), 2, "scheduled_epochs 1 there, 2 here")
     refused(script("train.py", *options, 1, "--seed", 1), 2, "another run (seed 0 there, 1 here)")
     assert script("train.py", *options, 1)[0] == 0  # the first weights need not be there any more
-
-
-def test_starting_from_weights(script, trained_run, few_digits, tmp_path):
-    weights = trained_run / "weights.safetensors"
-    assert script("train.py", *FEW, "--epochs", 1, "--init", weights, "--out", tmp_path)[0] == 0
-    assert read_run(tmp_path).losses[0, 0] < 1
     wrong = script("train.py", *FEW, "--init", weights, "--hidden", 5)
     refused(wrong, 2, str(weights), "sizes", "--hidden")
     refused(script("train.py", *FEW, "--init", tmp_path / "none"), 1, str(tmp_path / "none"))
