@@ -37,14 +37,13 @@ rows: dict[tuple[int, str], tuple[str, ...]] = {}  # of the closing table
 
 def show(cell: int, what: str, ours: object) -> None:
     """Print what the notebook's cell printed, and what ours does."""
-    for name, text in zip(("notebook", "jaxmnist"), both(cell, what, ours), strict=True):
-        print(f"{f'[{cell}]':>4} {name}  {text}".replace("\n", "\n" + 15 * " "))
+    print_both(cell, what, ours)
 
 
 def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
     """Show both, and note for the table whether they print the same numbers."""
-    show(cell, what, ours)
-    texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in both(cell, what, ours)]
+    both = print_both(cell, what, ours)
+    texts = [re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text) for text in both]
     gaps = [abs(float(a) - float(b)) for a, b in zip(*texts, strict=False)]
     agree = len(texts[0]) == len(texts[1]) == len(gaps) > 0 and max(gaps) <= within
     verdict = (f"within {within:g}" if within else "same") if agree else "OFF"
@@ -53,14 +52,17 @@ def compare(cell: int, what: str, ours: object, within: float = 0.0) -> None:
     rows[cell, what] = (str(cell), what, *brief, difference, verdict)
 
 
-def both(cell: int, what: str, ours: Any) -> tuple[str, str]:
-    """What the notebook printed; ours, arrays with four decimals and their corners as PyTorch's."""
+def print_both(cell: int, what: str, ours: Any) -> tuple[str, str]:
+    """Print and return what the notebook printed and ours, arrays formatted as PyTorch's."""
     import numpy as np
 
     if hasattr(ours, "dtype"):
         with np.printoptions(precision=4, floatmode="fixed", suppress=True, threshold=1000):
             ours = f"Array({np.array2string(np.asarray(ours), separator=', ', prefix='Array(')})"
-    return outputs[cell, what], str(ours)
+    both = outputs[cell, what], str(ours)
+    for name, text in zip(("notebook", "jaxmnist"), both, strict=True):
+        print(f"{f'[{cell}]':>4} {name}  {text}".replace("\n", "\n" + 15 * " "))
+    return both
 
 
 class Table(str):

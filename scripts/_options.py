@@ -147,8 +147,6 @@ class DeviceOptions(Options):
 
     device: Literal["auto", "cpu", "gpu", "tpu"] = neutral("auto", also="gpu cpu cuda accelerator")
     """Kind of device; auto is the best that JAX finds."""
-    no_compile_cache: bool = neutral(False)
-    """Compile each program anew, and keep none."""
 
 
 class ParallelOptions(Options):

@@ -16,11 +16,6 @@ def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share as a cell; an empty one where it is not known."""
-    return "" if share is None else f"{share:.{digits}%}"
-
-
 def printable(text: object) -> str:
     """The text, with escapes for what could do something to a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

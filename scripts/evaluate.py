@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from _options import DataOptions, at_least, file_type, load, load_model
-from _output import markdown, percent, printable
+from _output import markdown, printable
 
 
 class Options(cli.Options):
@@ -68,7 +68,8 @@ def report(result: dict[str, Any]) -> str:
     confusion = [["digit", *"0123456789"]]
     for k, row in enumerate(result["confusion"]):
         shares = result["precision"][k], result["recall"][k]
-        digits.append([str(k), str(sum(row)), *map(percent, shares)])
+        cells = ["" if share is None else f"{share:.1%}" for share in shares]
+        digits.append([str(k), str(sum(row)), *cells])
         confusion.append([str(k), *(str(count or "") for count in row)])
     return f"""Weights: {printable(result["weights"])} ({"-".join(map(str, result["layers"]))})
 Data: {result["data"]}, {result["images"]:,} test images
@@ -84,7 +85,7 @@ Confusion matrix: a row is a true digit, a column the predicted one.
 
 def interval(result: dict[str, Any], digits: int) -> str:
     """The 95 % interval of an accuracy."""
-    return " to ".join(percent(end, digits) for end in result["accuracy_interval"])
+    return " to ".join(f"{end:.{digits}%}" for end in result["accuracy_interval"])
 
 
 def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
@@ -113,7 +114,7 @@ def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
         n, share = len(found), sum(found) / len(found)
         told = {"kind": kind, "pictures": n, "accuracy": share}
         kinds.append(told | {"accuracy_interval": accuracy_interval(sum(found), n)})
-        rows.append([printable(kind), str(n), percent(share), interval(kinds[-1], 1)])
+        rows.append([printable(kind), str(n), f"{share:.1%}", interval(kinds[-1], 1)])
     told = {"weights": str(options.weights), "kinds": kinds}
     print(json.dumps(told) if options.json else markdown(rows))
 

@@ -58,15 +58,14 @@ def describe(run: Any, data_dir: Path | None) -> dict[str, Any]:
     """What the template shows of a run."""
     import numpy as np
 
-    from jaxmnist import load_mnist
-    from jaxmnist.datasets import synthetic
+    from jaxmnist.datasets import load_data
     from jaxmnist.metrics import classification_metrics
     from jaxmnist.pictures.predict import log_probabilities
     from jaxmnist.plots import mistake_grid, weight_grid
 
     data, last = run.config["identity"]["data"], run.records[-1]
     seed = run.config["options"]["seed"]
-    test = (load_mnist(data_dir) if data == "MNIST" else synthetic.load_synthetic(seed))[1]
+    test = load_data("mnist" if data == "MNIST" else "synthetic", data_dir, seed).test
     images, labels = map(np.asarray, test)
     found = log_probabilities(run.params, images)
     metrics = classification_metrics(found, labels)

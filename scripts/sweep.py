@@ -14,7 +14,6 @@ sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -104,9 +103,8 @@ def main(options: Options) -> None:
     print(f"Data: {data.source}\nModels: {models}")
 
     # train
-    kept = None if options.where.no_compile_cache else programs.compile_cache()
     bar = tqdm.tqdm(total=total, initial=done, unit="model", leave=False, disable=None)
-    with kept or contextlib.nullcontext(), bar:
+    with programs.compile_cache(), bar:
         for now in itertools.chain([done], worker.work(), [total]):
             bar.update(now - bar.n)
             if asked.out and (now == total or time.monotonic() - written > 10):

@@ -89,8 +89,7 @@ def main(options: Options) -> None:
 
         # programs: an epoch and the tests, compiled
         if epochs:
-            cache = None if options.where.no_compile_cache else programs.compile_cache()
-            with cache or contextlib.nullcontext():
+            with programs.compile_cache():
                 place, train_epoch, test = programs.compile_programs(
                     *(train_step, metrics_fn, start.shapes, train_set, test_sets),
                     batch_size=training.batch_size,
