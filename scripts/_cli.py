@@ -1,4 +1,4 @@
-"""What every script does around its work: options in, an exit code and at most one line of error.
+"""What every script does around its work: options in, text out, an exit code, one line of error.
 
 A script puts its own directory on `sys.path`, so that it also runs under `python -P`, `-I` and
 `-m scripts.NAME`, and then imports this before anything that takes long, so that Ctrl-C is one
@@ -16,11 +16,14 @@ import os
 import signal
 import sys
 
-from _output import printable
-
 for _name in ("stdin", "stdout", "stderr"):
     if getattr(sys, _name) is None:  # closed: the next file that is opened would get its number
         setattr(sys, _name, open(os.devnull, "r+"))  # noqa: SIM115
+
+
+def printable(text: object) -> str:
+    """The text, with escapes for what could do something to a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def fail(message: str, code: int = 1, end: Callable[[int], NoReturn] = sys.exit) -> NoReturn:
@@ -97,8 +100,7 @@ def run(main: Callable[[Any], None], kind: type, about: str | None, **recipes: A
     user, a file, the disk or the environment can cause. Each of these is one line; errors that are
     ours keep their traceback.
     """
-    stdout: Any = sys.stdout
-    stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     # XLA prints a page about the processor for each program that it loads from the cache, as an
     # error (level 2).
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -259,6 +261,17 @@ def _add(section: Any, field: Field, default: Any, text: str) -> None:
         if default not in (None, (), MISSING):
             text += f" (default: {' '.join(map(str, default)) if many else default})"
     section.add_argument(name, default=default, help=text.replace("%", "%%"), **more)
+
+
+def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """The rows as a Markdown table, the first as its header; columns from `left` on align right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * (width - 1) + (":" if k >= left else "-") for k, width in enumerate(widths)]
+    cells = [
+        [f"{cell:{'<' if k < left else '>'}{widths[k]}}" for k, cell in enumerate(row)]
+        for row in (rows[0], rule, *rows[1:])
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _output import markdown
-
 
 class Options(cli.Options):
     """The options."""
@@ -25,12 +23,9 @@ class Options(cli.Options):
     """Directory with MNIST, instead of JAXMNIST_DATA_DIR."""
 
 
-HERE = Path(__file__).parent
-_, *_parts = re.split(r"^== (\d+): (.*)\n", (HERE / "notebook_outputs.txt").read_text(), flags=re.M)
-outputs = {
-    (int(cell), what): text.strip()
-    for cell, what, text in zip(*(_parts[k::3] for k in range(3)), strict=True)
-}
+_text = Path(__file__).with_name("notebook_outputs.txt").read_text()
+_printed = re.findall(r"^== (\d+): (.*?)\n(.*?)(?=^== |\Z)", _text, flags=re.MULTILINE | re.DOTALL)
+outputs = {(int(cell), what): text.strip() for cell, what, text in _printed}
 COLUMNS = ("cell", "what", "notebook", "jaxmnist", "difference", "verdict")
 rows: dict[tuple[int, str], tuple[str, ...]] = {}  # of the closing table
 
@@ -73,7 +68,7 @@ class Table(str):
 
 def table() -> Table:
     """The comparisons."""
-    return Table(markdown([COLUMNS, *rows.values()], left=len(COLUMNS)))
+    return Table(cli.markdown([COLUMNS, *rows.values()], left=len(COLUMNS)))
 
 
 class Picture(partial):

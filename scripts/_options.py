@@ -189,12 +189,16 @@ class OutputOptions(Options):
             raise ValueError("--resume, --plots and --tensorboard need an --out")
 
 
-def load(options: DataOptions, seed: int) -> "Data":
-    """Load the data; stderr says where synthetic digits stand in for MNIST, and what takes long."""
+def load(options: DataOptions, seed: int, *, mnist_only: bool = False) -> "Data":
+    """Load the data; stderr says where synthetic digits stand in for MNIST, and what takes long.
+
+    With `mnist_only`, for a model that was trained on MNIST, nothing stands in for it.
+    """
     from jaxmnist.datasets import load_data
 
     say = partial(print, file=sys.stderr, flush=True)
-    return load_data(options.dataset, options.data_dir, seed, say=say)
+    dataset = "mnist" if mnist_only and options.dataset == "auto" else options.dataset
+    return load_data(dataset, options.data_dir, seed, say=say)
 
 
 def load_model(path: Path) -> tuple[dict[str, Any], bool | None]:

@@ -11,12 +11,10 @@ Examples:
 import os
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
+sys.path.insert(0, __file__.rpartition("/")[0])
 import _cli as cli
 
 # isort: split
-import importlib.util
 import itertools
 import json
 import platform
@@ -27,14 +25,15 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import _options as o
-from _output import markdown
 
 Turn = dict[str, float]  # the "whole" and "training" seconds of a program, and its "loss"
 Turns = dict[str, list[Turn]]  # by program
+Peer = Literal["numpy", "linen", "nnx", "equinox", "torch", "compiled", "notebook"]
 
 
 class Program(NamedTuple):
@@ -67,17 +66,12 @@ GROWTH: dict[str, dict[str, Any]] = {
 }
 
 
-def a_program(name: str) -> str | None:
-    """A check: there is a program of this name."""
-    return None if name in PROGRAMS else " or ".join(PROGRAMS)
-
-
 class Options(cli.Options):
     """The options. All programs take about two minutes a turn on two CPU cores."""
 
     runs: int = cli.option(7, o.at_least(1))
     """How many turns are timed."""
-    only: tuple[str, ...] = cli.option((), a_program, metavar="NAME")
+    only: tuple[Peer, ...] = cli.option((), metavar="NAME")
     """Time ours beside these only: numpy, linen, nnx, equinox, torch, compiled, notebook."""
     growth: bool = False
     """Show how the time of an image grows with the batch, the width and the models."""
@@ -87,22 +81,23 @@ class Options(cli.Options):
 
 def main(options: Options) -> None:
     """Measure in turns, show, write."""
+    import numpy as np
     import tqdm
 
+    from jaxmnist import load_mnist
     from jaxmnist.plots import save_figure
 
-    names = {"ours", *(options.only or PROGRAMS)}
-    programs = {
-        name: program
-        for name, program in (GROWING if options.growth else PROGRAMS).items()
-        if name in names and importlib.util.find_spec(program.needs)
-    }
+    programs = GROWING if options.growth else PROGRAMS
+    names = {"ours", *(options.only or programs)}
+    programs = {n: p for n, p in programs.items() if n in names and find_spec(p.needs)}
     points = GROWTH if options.growth else {"the notebook's training": {}}
     result = {point: {name: list[Turn]() for name in programs} for point in points}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / ("growth.json" if options.growth else "programs.json")
     with tempfile.TemporaryDirectory() as work:
-        data = write_data(Path(work))
+        data = Path(work, "mnist.npz")
+        images, labels = load_mnist()[0]
+        np.savez(data, images=images.reshape(-1, 784), labels=labels)
         for turn in tqdm.trange(options.runs + 1, unit="turn", leave=False, disable=None):
             for point, name in itertools.product(points, programs):
                 found = run(programs[name], data, points[point])
@@ -117,23 +112,12 @@ def main(options: Options) -> None:
     print(f"Wrote {options.out}")
 
 
-def write_data(directory: Path) -> Path:
-    """Write MNIST into the file that the peers read."""
-    import numpy as np
-
-    from jaxmnist import load_mnist
-
-    images, labels = map(np.asarray, load_mnist()[0])
-    np.savez(directory / "mnist.npz", images=images.reshape(-1, 784), labels=labels)
-    return directory / "mnist.npz"
-
-
 def run(program: Program, data: Path, change: Mapping[str, Any]) -> Turn:
     """Run a program once."""
     from jaxmnist import JaxmnistError
 
     words = [] if program.path == "train.py" else [str(data), json.dumps(change)]
-    command = [sys.executable, os.path.join(HERE, program.path), *words]
+    command = [sys.executable, str(cli.ROOT / "scripts" / program.path), *words]
     start = time.perf_counter()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     whole = time.perf_counter() - start
@@ -166,7 +150,7 @@ def table(result: Turns) -> str:
         for key in ("whole", "training"):
             rows[-1] += [spread([turn[key] for turn in turns])]
             rows[-1] += [spread(ratios(turns, result["ours"], key))]
-    return markdown(rows)
+    return cli.markdown(rows)
 
 
 def growth_table(result: Mapping[str, Turns]) -> str:
@@ -178,7 +162,7 @@ def growth_table(result: Mapping[str, Turns]) -> str:
         cells = [spread([turn["training"] / count * 1e6 for turn in ours])]
         rows.append([point, *cells, *(spread(ratios(x, ours, "training")) for x in others)])
     _, *labels = (GROWING[name].label for name in programs)
-    return markdown([["", "µs an image", *labels], *rows])
+    return cli.markdown([["", "µs an image", *labels], *rows])
 
 
 def machine() -> str:
@@ -186,7 +170,7 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     names = ("numpy", "jax", "flax", "optax", "equinox", "torch")
-    versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
+    versions = [f"{n} {metadata.version(n)}" for n in names if find_spec(n)]
     return (
         f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores; "
         f"Python {platform.python_version()}, {', '.join(versions)}; "
@@ -204,15 +188,14 @@ def chart(result: Turns) -> Any:
     names = sorted(result, key=lambda name: median(name, "whole"), reverse=True)
     whole, training = ([median(name, key) for name in names] for key in ("whole", "training"))
     labels = [PROGRAMS[name].label for name in names]
-    figure = Figure(figsize=(8, 0.9 + 0.36 * len(labels)), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(8, 0.9 + 0.36 * len(labels)), layout="constrained").subplots()
     bars = axes.barh(labels, whole, color="#3b82c4", alpha=0.45, label="whole process")
     axes.barh(labels, training, color="#3b82c4", label="training")
     axes.bar_label(bars, [f"{seconds:.1f} s" for seconds in whole], padding=4)
     axes.margins(x=0.1)
     axes.set(xlabel="seconds", title="784-128-64-10 on MNIST, five epochs in batches of 64")
     axes.legend(loc="upper right")
-    return figure
+    return axes.figure
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ import _cli as cli
 
 # isort: split
 import csv
-import dataclasses
 import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from _options import DataOptions, at_least, file_type, load, load_model
-from _output import markdown, printable
 
 
 class Options(cli.Options):
@@ -47,10 +45,7 @@ def main(options: Options) -> None:
     params, synthetic = load_model(options.weights)
     if options.pictures:
         return evaluate_pictures(params, options.pictures, options)
-    chosen = options.data
-    if synthetic is False and chosen.dataset == "auto":  # MNIST's model is tested on nothing else
-        chosen = dataclasses.replace(chosen, dataset="mnist")
-    data = load(chosen, options.seed)
+    data = load(options.data, options.seed, mnist_only=synthetic is False)
     result = {
         "weights": str(options.weights),
         "layers": layer_sizes(params),
@@ -71,16 +66,16 @@ def report(result: dict[str, Any]) -> str:
         cells = ["" if share is None else f"{share:.1%}" for share in shares]
         digits.append([str(k), str(sum(row)), *cells])
         confusion.append([str(k), *(str(count or "") for count in row)])
-    return f"""Weights: {printable(result["weights"])} ({"-".join(map(str, result["layers"]))})
+    return f"""Weights: {cli.printable(result["weights"])} ({"-".join(map(str, result["layers"]))})
 Data: {result["data"]}, {result["images"]:,} test images
 Test loss: {loss}
 Test accuracy: {result["accuracy"]:.2%}   95% interval: {interval(result, 2)}
 
-{markdown(digits)}
+{cli.markdown(digits)}
 
 Confusion matrix: a row is a true digit, a column the predicted one.
 
-{markdown(confusion)}"""
+{cli.markdown(confusion)}"""
 
 
 def interval(result: dict[str, Any], digits: int) -> str:
@@ -104,7 +99,7 @@ def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
             right[name].append(reading.digit == label)
         if reading.digit != label:
             said = "blank" if reading.digit is None else f"read as {reading.digit}"
-            wrong.append((reading.image, f"{printable(path.name)[-16:]}\n{label}, {said}"))
+            wrong.append((reading.image, f"{cli.printable(path.name)[-16:]}\n{label}, {said}"))
     if options.plot:
         heading = f"{len(wrong)} of {len(right['all'])} pictures misread, as the model sees them"
         save_figure(contact_sheet(wrong, heading), options.plot)
@@ -114,9 +109,9 @@ def evaluate_pictures(params: Any, directory: Path, options: Options) -> None:
         n, share = len(found), sum(found) / len(found)
         told = {"kind": kind, "pictures": n, "accuracy": share}
         kinds.append(told | {"accuracy_interval": accuracy_interval(sum(found), n)})
-        rows.append([printable(kind), str(n), f"{share:.1%}", interval(kinds[-1], 1)])
+        rows.append([cli.printable(kind), str(n), f"{share:.1%}", interval(kinds[-1], 1)])
     told = {"weights": str(options.weights), "kinds": kinds}
-    print(json.dumps(told) if options.json else markdown(rows))
+    print(json.dumps(told) if options.json else cli.markdown(rows))
 
 
 def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
@@ -132,10 +127,9 @@ def find_pictures(directory: Path) -> list[tuple[Path, int, str]]:
     for row in rows:
         path, label = directory / row.get("file", "."), row.get("label", "")
         if label not in list("0123456789") or not path.is_file():
-            raise DataError(
-                f"{index}: entry {len(found) + 1} names no file that is there, or no digit; the "
-                "columns must be file, label and, if you like, kind"
-            )
+            problem = f"entry {len(found) + 1} names no file that is there, or no digit"
+            columns = "the columns must be file, label and, if you like, kind"
+            raise DataError(f"{index}: {problem}; {columns}")
         found.append((path, int(label), row.get("kind") or "pictures"))
     if not found:
         raise DataError(f"{directory}: no pictures in an index.csv or in folders named 0 to 9")

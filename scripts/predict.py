@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from _options import file_type, load_model
-from _output import printable
 
 BAR = 40  # characters that a probability of 1 takes
 DOUBTS = {None: "", "uncertain": "; uncertain", "no_digit": "; probably no single digit"}
@@ -43,7 +42,7 @@ def main(options: Options) -> None:
     pairs = [read(reader, path) for path in options.images]
     results, good = [result for result, _ in pairs], [pair for pair in pairs if pair[1] is not None]
     if options.plot and good:
-        names = [printable(Path(result["image"]).name) for result, _ in good]
+        names = [cli.printable(Path(result["image"]).name) for result, _ in good]
         chances = np.array([result["probabilities"] for result, _ in good])
         images = np.stack([image for _, image in good])
         save_figure(probability_figure(images, chances, names), options.plot)
@@ -74,9 +73,9 @@ def read(reader: Any, path: Path) -> tuple[dict[str, Any], Any]:
 
 def describe(result: dict[str, Any]) -> str:
     """Lines for a reader: one and, for each digit, a bar."""
-    name, digit, why = printable(result["image"]), result["digit"], result["why"]
+    name, digit, why = cli.printable(result["image"]), result["digit"], result["why"]
     if digit is None:
-        return f"{name}: {printable(result['error'])}"
+        return f"{name}: {cli.printable(result['error'])}"
     lines = [f"{name}: {digit}{DOUBTS[result['doubt']]}" + (f": {why}" if why else "")]
     for number, chance in enumerate(result["probabilities"]):
         lines.append(f"  {number}  {'█' * round(chance * BAR):{BAR}} {chance:6.1%}")

@@ -20,13 +20,9 @@ import math
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import _options as o
-from _output import markdown
-
-if TYPE_CHECKING:
-    from jaxmnist.runs.study import Worker
 
 
 class SearchOptions(cli.Options):
@@ -117,7 +113,7 @@ def main(options: Options) -> None:
         plot(asked.plot, worker.results(), search.space, worker.ranked_by)
 
 
-def show(options: Options, worker: "Worker") -> None:
+def show(options: Options, worker: Any) -> None:
     """Print the best settings, and how to train the best one by itself."""
     scores = list(dict.fromkeys((worker.ranked_by, "test_accuracy", "test_loss")))
     results = sorted(worker.results(), key=lambda r: (r.diverged, -r.score(worker.ranked_by)[0]))
@@ -130,7 +126,7 @@ def show(options: Options, worker: "Worker") -> None:
             parts = [f"{x:{form}}" for x in result.score(name) if not math.isnan(x)]
             cells.append(" ± ".join(parts))
         rows.append([str(number), *cells, f"{result.diverged} of {len(result.members)}"])
-    print(markdown(rows))
+    print(cli.markdown(rows))
     if len(results) > options.search.top:
         print(f"and {len(results) - options.search.top} more (--top)")
     print(f"The best: {command(options, results[0].setting)}")

@@ -18,13 +18,9 @@ import _cli as cli
 import contextlib
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import _options as o
-
-if TYPE_CHECKING:
-    from jaxmnist.datasets import Data
-    from jaxmnist.runs.directory import RunDirectory
 
 
 class Options(cli.Options):
@@ -105,7 +101,7 @@ def main(options: Options) -> None:
     report(options, data, len(epochs) * len(train_set.labels), clock)
 
 
-def find_state(options: Options, data: "Data", start: Any, directory: "RunDirectory | None") -> Any:
+def find_state(options: Options, data: Any, start: Any, directory: Any) -> Any:
     """The state of the newest checkpoint, if this run has one."""
     from jaxmnist.errors import UsageError
     from jaxmnist.runs import programs
@@ -159,7 +155,7 @@ def run_epochs(
             clock.lap("save")
 
 
-def draw(directory: "RunDirectory", data: "Data") -> None:
+def draw(directory: Any, data: Any) -> None:
     """Draw the figures of the finished run."""
     import numpy as np
 
@@ -174,7 +170,7 @@ def draw(directory: "RunDirectory", data: "Data") -> None:
         save_figure(figure, directory.path / name)
 
 
-def report(options: Options, data: "Data", images: int, clock: "Clock") -> None:
+def report(options: Options, data: Any, images: int, clock: "Clock") -> None:
     """The closing summary."""
     print("  " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in clock.seconds.items()))
     if images:

@@ -16,6 +16,10 @@ SIZES = (784, *CHANGE.get("hidden", (128, 64)), 10)
 BATCH, EPOCHS, RATE = CHANGE.get("batch", 64), 1 if CHANGE else 5, 0.003
 IMAGES, MODELS = CHANGE.get("images", 60_000), CHANGE.get("models", 1)
 
+Init = Callable[[], Any]
+Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+Shuffle = Callable[[int, int], Any]
+
 
 def load() -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [n, 784] and labels int32 [n]."""
@@ -29,13 +33,7 @@ def shuffle(n: int, epoch: int) -> np.ndarray:
 
 
 def train(
-    x: Any,
-    y: Any,
-    init: Callable[[], Any],
-    step: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
-    *,
-    shuffle: Callable[[int, int], Any] = shuffle,
-    times: int = MODELS,
+    x: Any, y: Any, init: Init, step: Step, *, shuffle: Shuffle = shuffle, times: int = MODELS
 ) -> None:
     """Train and report.
 

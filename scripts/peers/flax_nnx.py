@@ -16,9 +16,7 @@ Step = Callable[[ArrayLike, ArrayLike], jax.Array]
 
 
 @nnx.jit
-def update(
-    model: nnx.Sequential, optimizer: nnx.Optimizer, x: ArrayLike, y: ArrayLike
-) -> jax.Array:
+def update(model: nnx.Sequential, opt: nnx.Optimizer, x: ArrayLike, y: ArrayLike) -> jax.Array:
     """One batch further: the model and the optimizer are updated in place."""
 
     def loss_fn(model: nnx.Sequential) -> jax.Array:
@@ -26,7 +24,7 @@ def update(
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     loss, grads = nnx.value_and_grad(loss_fn)(model)
-    optimizer.update(model, grads)
+    opt.update(model, grads)
     return loss
 
 

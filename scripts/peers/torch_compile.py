@@ -38,10 +38,9 @@ def init() -> Params:
     return {name: leaves.detach().squeeze(0) for name, leaves in stacked.items()}
 
 
-train(
-    *load(),
-    init,
-    lambda params, *batch: (params, update(params, *batch)),
-    shuffle=shuffle,
-    times=1,
-)
+def step(params: Params, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Params, Tensor]:
+    """`update`, as `train` calls it."""
+    return params, update(params, x, y, rows)
+
+
+train(*load(), init, step, shuffle=shuffle, times=1)
