@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxmnist import Dataset, datasets
+from jaxmnist import Dataset, cross_entropy, datasets, preprocess
 from jaxmnist.datasets import synthetic
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +91,28 @@ def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
     assert ": error: " in line
     for word in words:
         assert word in line
+
+
+def bright_rows(n: int) -> Dataset:
+    """Random images that are told apart by one bright row each."""
+    images = np.random.default_rng(0).integers(0, 256, (n, 28, 28), np.uint8)
+    labels = np.arange(n, dtype=np.int32) % 10
+    images[np.arange(n), labels] = 255
+    return Dataset(images, labels)
+
+
+def stateful(apply_fn):
+    """An objective with dropout on the pixels, and their running mean, which is taken off them."""
+
+    def objective(params, batch, *, key, model_state, where):
+        images = preprocess(batch.images)
+        rows = None if where is None else where[:, None]
+        mean = 0.9 * model_state + 0.1 * jnp.mean(images, axis=0, where=rows)
+        kept = jax.random.bernoulli(key, 0.8, images.shape)
+        logits = apply_fn(params, jnp.where(kept, images - mean[None], 0))
+        return cross_entropy(logits, batch.labels), {}, mean
+
+    return objective
 
 
 def assert_close(got, expected, rtol=1e-5):

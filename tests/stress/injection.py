@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.helpers import TRAIN
+from jaxmnist.datasets import synthetic
+from tests.helpers import TRAIN, bright_rows
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir")
 
@@ -39,17 +40,7 @@ def inject(what: str, n: int, out: str) -> Callable[[], int]:
 
 def main(what: str, n: str, *options: str) -> None:
     """Run the script with these options, --out among them."""
-    import numpy as np
-
-    from jaxmnist import Dataset
-    from jaxmnist.datasets import synthetic
-
-    rng = np.random.default_rng(0)
-    labels = np.arange(1200, dtype=np.int32) % 10
-    images = rng.integers(0, 256, (1200, 28, 28), np.uint8)
-    images[np.arange(1200), labels] = 255  # a bright row
-    parts = Dataset(images[:1000], labels[:1000]), Dataset(images[1000:], labels[1000:])
-    synthetic.load_synthetic = lambda seed, **_: parts
+    synthetic.load_synthetic = lambda seed, **_: (bright_rows(1000), bright_rows(200))
     out = options[options.index("--out") + 1]
     calls = inject(what, int(n), out)
     sys.argv = [str(TRAIN), *options]
