@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmnist.checks import describe
 from jaxmnist.errors import CheckpointError
 from jaxmnist.files import atomic_write
 
@@ -146,8 +147,7 @@ def as_tree(path: Path, leaves: Mapping[str, Any], like: Any) -> Any:
 def _describe(leaf: Any) -> str:
     if leaf is None:
         return "missing"
-    dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-    return f"{dtype}{list(np.shape(leaf))}"
+    return describe(leaf if hasattr(leaf, "dtype") else np.asarray(leaf))
 
 
 def _encode(leaves: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:

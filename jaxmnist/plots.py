@@ -36,24 +36,19 @@ _MARKERS = "os^Dv"
 
 
 def run_figures(
-    records: Records,
-    losses: Losses | None,
-    params: Mapping[str, Any],
-    images: Images,
-    labels: Labels,
-    probabilities: Probabilities,
+    run: Any, images: Images, labels: Labels, probabilities: Probabilities
 ) -> "dict[str, Figure]":
     """The figures of a finished run by file name: losses, confusion, mistakes, weights.
 
-    `records` and `losses` are those of `loss_curves`; `params` are an MLP's; `probabilities` are
-    what it gives to the test's `images`.
+    `run` has the `records` and `losses` of `loss_curves` and the `params` of an MLP, as `read_run`
+    gives them; `probabilities` are what this gives to the test's `images`.
     """
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), probabilities.shape[1])
     return {
-        "loss.png": loss_curves({"test accuracy": records}, losses),
+        "loss.png": loss_curves({"test accuracy": run.records}, run.losses),
         "confusion.png": confusion_figure(confusion),
         "mistakes.png": mistake_grid(images, labels, probabilities),
-        "weights.png": weight_grid(np.asarray(params["params"]["linear_0"]["weight"])),
+        "weights.png": weight_grid(run.params["params"]["linear_0"]["weight"]),
     }
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from jaxmnist.errors import DataError
-from jaxmnist.files import atomic_write
 
 Params = dict[str, dict[str, dict[str, Float32[np.ndarray, "..."]]]]
 """A Flax tree, `{"params": {"linear_0": {"weight": [out, in], "bias": [out]}, ...}}`."""
@@ -91,7 +90,7 @@ def layer_sizes(params: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def to_safetensors(params: Mapping[str, Any]) -> bytes:
-    """`to_state_dict(params)` as a safetensors file.
+    """`to_state_dict(params)` as the content of a safetensors file, for `Path.write_bytes`.
 
     In PyTorch, `model.load_state_dict(safetensors.torch.load_file(path))` loads it. Raises a
     DataError as `to_state_dict`.
@@ -100,18 +99,6 @@ def to_safetensors(params: Mapping[str, Any]) -> bytes:
 
     # "pt" is what other programs look for: the arrays are named as PyTorch's.
     return safetensors.numpy.save(to_state_dict(params), metadata={"format": "pt"})
-
-
-def save_weights(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
-    """Write `to_safetensors(params)` to `path`; the file appears whole or not at all.
-
-    Directories on the way are made. Raises a DataError as `to_state_dict`, and an OSError where the
-    file cannot be written.
-    """
-    path, content = Path(path), to_safetensors(params)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(content)
 
 
 def load_weights(path: str | os.PathLike[str]) -> Params:

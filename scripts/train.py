@@ -165,7 +165,7 @@ def draw(directory: Any, data: Any) -> None:
 
     run, (images, labels) = read_run(directory.path), map(np.asarray, data.test)
     probabilities = np.exp(log_probabilities(run.params, images))
-    figures = run_figures(run.records, run.losses, run.params, images, labels, probabilities)
+    figures = run_figures(run, images, labels, probabilities)
     for name, figure in figures.items():
         save_figure(figure, directory.path / name)
 

@@ -1,5 +1,7 @@
 """The figures show what they were given, with titles and labelled axes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -51,7 +53,8 @@ def test_loss_curves_of_several_runs():
 def test_the_figures_of_a_run():
     images = np.arange(5 * 784).reshape(5, 28, 28).astype(np.uint8)
     params = {"params": {"linear_0": {"weight": np.ones((20, 784), np.float32)}}}
-    figures = plots.run_figures(records(3), LOSSES, params, images, LABELS, TABLE)
+    run = SimpleNamespace(records=records(3), losses=LOSSES, params=params)
+    figures = plots.run_figures(run, images, LABELS, TABLE)
     assert list(figures) == ["loss.png", "confusion.png", "mistakes.png", "weights.png"]
     (axes,) = figures["confusion.png"].axes
     shown = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}

@@ -17,7 +17,7 @@ from jaxmnist import MLP
 from jaxmnist.runs import directory, machine, setup
 from jaxmnist.runs.directory import read_run
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order
-from jaxmnist.weights import save_weights
+from jaxmnist.weights import to_safetensors
 from tests.helpers import PATIENCE, TRAIN, ending, refused
 from tests.test_cli import on_a_terminal
 
@@ -83,7 +83,7 @@ def test_starting_from_weights_and_what_makes_another_run(
     script, trained_run, few_digits, tmp_path
 ):
     weights, other = trained_run / "weights.safetensors", tmp_path / "other"
-    save_weights(other, init_params(TorchGenerator(0)))
+    other.write_bytes(to_safetensors(init_params(TorchGenerator(0))))
     out = tmp_path / "out"
     options = (*FEW, "--schedule", "cosine", "--resume", "--out", out, "--epochs")
     assert script("train.py", *options, 1, "--init", weights)[0] == 0

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import io
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -61,7 +60,7 @@ def fetch(
             for name, (size, checksum) in registered().items():
                 file, shape = FILES[name]
                 content = _fetch(f"{mirror}{file}.gz", size, checksum, timeout)
-                arrays[name] = parse_idx(io.BytesIO(content), file, shape)
+                arrays[name] = parse_idx(content, file, shape)
             return arrays
         except Exception as error:  # requests, urllib3, ssl and socket: each has its own
             reasons[str(error) if isinstance(error, DataError) else type(error).__name__] = 1

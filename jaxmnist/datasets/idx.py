@@ -71,20 +71,16 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
         DataError: it is no IDX file of this shape, or damaged.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        return parse_idx(file, str(path), shape)
+    return parse_idx(path.read_bytes(), str(path), shape)
 
 
-def parse_idx(
-    file: io.BufferedIOBase, name: str, shape: tuple[int, ...]
-) -> UInt8[np.ndarray, "*shape"]:
-    """The uint8 array in an open IDX file, see `read_idx`; errors speak of it as `name`.
+def parse_idx(content: bytes, name: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "*shape"]:
+    """The uint8 array in the content of an IDX file, see `read_idx`; errors speak of it as `name`.
 
-    Reads at most about the array's size, whatever the file claims or decompresses to.
+    Unpacks no more than the array's size, whatever the content claims.
     """
     header = struct.pack(f">{1 + len(shape)}I", 0x800 | len(shape), *shape)  # 8 is uint8
     size = len(header) + math.prod(shape)
-    content = file.read(size + 100_000)  # which is more than gzip may add
     try:
         # By its content: some browsers unpack a download and leave it its name.
         if content.startswith(b"\x1f\x8b"):

@@ -210,7 +210,7 @@ def read_run(path: Path) -> Run:
         what = "it has no epoch that is done" if path.is_dir() else "there is no such directory"
         raise UsageError(f"{path}: no run of scripts/train.py --out: {what}")
     params: dict[str, dict[str, np.ndarray]] = {}
-    for name, leaf in found.state.items():
+    for name, leaf in sorted(found.state.items()):  # safetensors gives them in any order
         if match := _PARAMETER.fullmatch(name):
             params.setdefault(match[1], {})[match[2]] = leaf
     config, records = found.config, found.config["records"]

@@ -49,8 +49,6 @@ def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Devi
 
 def find_mesh(device: jax.Device, count: int | Literal["all"]) -> Mesh | None:
     """A mesh of `count` devices of this device's kind, or of "all"; None for a single one."""
-    if count == 1:
-        return None
     mesh = parallel.make_mesh(None if count == "all" else count, device.platform)
     return mesh if mesh.size > 1 else None
 

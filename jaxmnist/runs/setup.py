@@ -28,7 +28,7 @@ from jaxmnist.population import Run
 from jaxmnist.runs.machine import check_memory
 from jaxmnist.training import TrainState, init_state, make_train_step, train
 from jaxmnist.types import AnyArray, Metrics, Optimizer, TrainStep
-from jaxmnist.weights import load_weights
+from jaxmnist.weights import layer_sizes, load_weights
 
 
 def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Dataset, dict[str, Dataset]]:
@@ -102,8 +102,7 @@ def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
         params, torch_order = _torch_start(model, n, options)
     if options.init is not None:
         params = load_weights(options.init)
-        found, expected = (jax.tree.map(np.shape, x) for x in (params, traced.out_info.params))
-        if found != expected:
+        if layer_sizes(params) != (784, *model.hidden, model.classes):
             raise UsageError(f"--init {options.init}: the weights have other sizes than --hidden")
         content = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(params))
         digest = hashlib.sha256(content).hexdigest()[:16]

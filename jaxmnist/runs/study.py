@@ -60,9 +60,7 @@ def open_study(where: str | None) -> optuna.Study:
             raise
         except Exception as error:  # a damaged journal raises errors of a dozen kinds
             reason = getattr(error, "orig", None) or error.__cause__ or error
-    told = str(reason).splitlines() or [type(reason).__name__]
-    shown = "".join(c if c.isprintable() else "?" for c in told[0])
-    raise JaxmnistError(f"--study: {shown}")
+    raise JaxmnistError(f"--study: {[*str(reason).splitlines(), type(reason).__name__][0]}")
 
 
 def _open_journal(path: Path) -> optuna.storages.JournalStorage:
