@@ -19,8 +19,6 @@ from jaxmnist.datasets import synthetic
 ROOT = Path(__file__).parent.parent
 TRAIN = ROOT / "scripts" / "train.py"
 SWEEP = ROOT / "scripts" / "sweep.py"
-# 60,000 synthetic digits in 120 steps an epoch, with a momentum that a checkpoint could lose.
-QUICK = ("--dataset", "synthetic", "--batch-size", 500, "--momentum", 0.9)
 
 # Seconds after which a test is given up. None waits for so long unless something hangs: how fast
 # the machine is must make no difference.

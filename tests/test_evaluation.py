@@ -113,15 +113,11 @@ def test_outputs_without_a_row_for_each_example(toy, case, batch_size):
         evaluate(BLIND[case], PARAMS, toy, batch_size=batch_size)
 
 
-@pytest.mark.slow
-def test_a_whole_module_as_parameters(toy):
-    """Functions among its leaves are no arrays."""
-    eqx = pytest.importorskip("equinox")
-    net = eqx.nn.MLP(784, 10, 8, 1, key=jax.random.key(0))
+def test_functions_among_the_parameters(toy):
+    """As in a whole Equinox module: they are no arrays."""
 
-    def fn(net, batch):
-        return cross_entropy(jax.vmap(net)(preprocess(batch.images)), batch.labels)
+    def fn(module, batch):
+        params, apply = module
+        return classifier_metrics(apply)(params, batch)
 
-    np.testing.assert_allclose(
-        evaluate(fn, net, toy, batch_size=33), fn(net, toy).mean(), rtol=1e-6
-    )
+    assert_close(evaluate(fn, (PARAMS, MODEL.apply), toy, batch_size=33), by_hand(toy), 1e-6)

@@ -13,16 +13,6 @@ def params():
     return jax.jit(MLP().init)(KEY, IMAGES)
 
 
-def test_shapes_are_the_notebooks(params):
-    shapes = jax.tree.map(np.shape, params)["params"]
-    assert shapes == {
-        "linear_0": {"weight": (128, 784), "bias": (128,)},
-        "linear_1": {"weight": (64, 128), "bias": (64,)},
-        "linear_2": {"weight": (10, 64), "bias": (10,)},
-    }
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-
-
 def test_forward_equals_numpy(params):
     x = np.float64(IMAGES)
     for i in range(3):
@@ -51,10 +41,11 @@ def test_logits_are_float32_whatever_the_layers_compute_in(params):
         assert jax.eval_shape(MLP().apply, params, np.float64(IMAGES)).dtype == np.float64
 
 
-@pytest.mark.parametrize(("layer", "inputs"), [(0, 784), (1, 128), (2, 64)])
-def test_initialisation_is_uniform_within_pytorchs_bound(params, layer, inputs):
+@pytest.mark.parametrize(("layer", "shape"), [(0, (128, 784)), (1, (64, 128)), (2, (10, 64))])
+def test_initialisation_is_uniform_within_pytorchs_bound(params, layer, shape):
     params = params["params"][f"linear_{layer}"]
-    bound = inputs**-0.5
+    assert params["weight"].shape == shape
+    bound = shape[1] ** -0.5
     for name in ("weight", "bias"):
         values = np.asarray(params[name]).ravel()
         assert np.all(np.abs(values) <= bound)

@@ -20,15 +20,10 @@ from jaxmnist import (
 from jaxmnist.population import MEMORY_SHARE, compile_population, run_chunks, run_population
 
 ZERO = np.zeros((), np.float32)
+ONE = jax.devices("cpu")[:1]  # a single device
 
 
-@pytest.fixture
-def one():
-    """A single device."""
-    return jax.devices("cpu")[:1]
-
-
-def test_a_member_is_the_run_that_it_is_alone(toy, one):
+def test_a_member_is_the_run_that_it_is_alone(toy):
     """Also beside one that diverges, and in a last call that is filled up; one trace for all."""
     model, traces = MLP(()), []  # one layer: quick to compile
 
@@ -55,7 +50,7 @@ def test_a_member_is_the_run_that_it_is_alone(toy, one):
     alone = [jax.jit(run)(jax.tree.map(lambda x, i=i: x[i], members), toy) for i in range(3)]
     for width, sizes in ((1, [1] * 5), (2, [2, 2, 1])):
         traces.clear()
-        population = compile_population(run, members, toy, devices=one, width=width)
+        population = compile_population(run, members, toy, devices=ONE, width=width)
         chunks = list(run_chunks(population, members))
         assert [len(rows) for rows, _ in chunks] == sizes
         results = run_population(population, members)
@@ -82,9 +77,9 @@ def noises():
 
 
 @pytest.mark.parametrize(("width", "chunk"), [(None, 1), (4, 4), (6, 5), (10, 10)])
-def test_chunks_share_the_members_out_evenly(noises, one, width, chunk):
+def test_chunks_share_the_members_out_evenly(noises, width, chunk):
     members, expected = noises
-    population = compile_population(noise, members, ZERO, devices=one, width=width)
+    population = compile_population(noise, members, ZERO, devices=ONE, width=width)
     assert population.chunk == chunk
     np.testing.assert_allclose(run_population(population, members), expected, rtol=1e-6)
     some = jax.tree.map(lambda values: values[[7, 2, 5]], members)  # of a program for ten
@@ -92,9 +87,9 @@ def test_chunks_share_the_members_out_evenly(noises, one, width, chunk):
     np.testing.assert_allclose(results, np.array(expected)[[7, 2, 5]], rtol=1e-6)
 
 
-def test_as_many_at_once_as_memory_lets(noises, one):
+def test_as_many_at_once_as_memory_lets(noises):
     members, expected = noises
-    options = {"devices": one, "width": 10}
+    options = {"devices": ONE, "width": 10}
     whole = compile_population(noise, members, ZERO, **options)
     assert 40_000 < whole.memory < 400_000
     free = whole.memory * 2 // 3 / MEMORY_SHARE
@@ -114,7 +109,7 @@ def test_members_of_other_lengths_are_an_error():
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
-def test_members_and_results_may_hold_keys(one, impl):
+def test_members_and_results_may_hold_keys(impl):
     """Under vmap JAX's rbg keys draw other numbers than alone; here they do not."""
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl=impl))(jnp.arange(5))
 
@@ -122,7 +117,7 @@ def test_members_and_results_may_hold_keys(one, impl):
         return jax.random.split(key)[0], jax.random.uniform(key) + data
 
     for width in (1, 5):
-        population = compile_population(run, keys, ZERO, devices=one, width=width)
+        population = compile_population(run, keys, ZERO, devices=ONE, width=width)
         assert population.chunk == (width if impl == "threefry2x32" else 1)
         following, values = run_population(population, keys)
         one_by_one = jax.jit(lambda keys: jax.lax.map(lambda key: run(key, ZERO), keys))

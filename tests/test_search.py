@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 from types import SimpleNamespace
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxmnist.errors import UsageError
 from jaxmnist.runs import study as module
 from jaxmnist.runs.search import Search, curves_of, plot, write_csv
 from jaxmnist.runs.study import Worker, open_study
+from tests.test_cli import cli
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +37,11 @@ class Group:
             raise UsageError("momentum is SGD's")
 
 
-def convert(field, text):
-    """As the scripts do it: a ValueError for no value."""
-    if field.name == "hidden":
-        return tuple(int(part) for part in text.split(",") if part)
-    if field.name == "optimizer":
-        return get_args(field.type)[get_args(field.type).index(text)] if text else None
-    return field.type(text)
-
-
 def make_search(*specs, sample=0, sampler="random", seeds=1, seed=0, **given):
     """A search of a grid or, with `sample`, of so many settings."""
     grid, sample = ((), (str(sample), *specs)) if sample else (specs, ())
     asked = {"sampler": sampler, "sample_seed": seed, "seeds": seeds}
-    return Search(SimpleNamespace(grid=grid, sample=sample, **asked), [Group(**given)], convert)
+    return Search(SimpleNamespace(grid=grid, sample=sample, **asked), [Group(**given)], cli.convert)
 
 
 @pytest.fixture

@@ -22,8 +22,6 @@ from jaxmnist import (
     init_state,
     make_train_epoch,
     make_train_step,
-    nll_loss,
-    preprocess,
     train,
 )
 from tests.helpers import assert_close, counting
@@ -69,17 +67,6 @@ def test_one_step_equals_numpy_in_float64(toy):
     # and the gradient itself, which the learning rate would hide
     assert_close(jax.jit(jax.grad(lambda p: OBJECTIVE(p, toy).mean()))(STATE.params), grads)
     assert (new.step, new.step.dtype) == (1, jnp.int32)
-
-
-def test_float_batches_equal_raw_ones(toy):
-    floats = Dataset(preprocess(toy.images).reshape(100, 28, 28), toy.labels)
-    assert_close(jax.jit(STEP)(STATE, floats), jax.jit(STEP)(STATE, toy), 1e-6)
-
-
-def test_log_softmax_with_nll_trains_the_same(toy):
-    model = MLP(MODEL.hidden, log_probs=True)
-    step = make_train_step(classifier_objective(model.apply, nll_loss), TX)
-    assert_close(jax.jit(step)(STATE, toy), jax.jit(STEP)(STATE, toy), 1e-6)
 
 
 LAST_BATCHES = [(64, None, 1), (64, "short", 2), (64, "drop", 1), (50, "pad", 1), (200, "pad", 1)]

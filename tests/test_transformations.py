@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, PartitionSpec
 
 from jaxmnist import (
     MLP,
@@ -69,18 +68,12 @@ def with_gradient(f):
     return both
 
 
-def on_a_mesh(f):
-    mesh, everywhere = jax.make_mesh((1,), ("data",), (AxisType.Auto,)), PartitionSpec()
-    return jax.shard_map(f, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
-
-
 THROUGH = {
     "jvp": lambda f: jax.jit(lambda *args: if_finite(*jax.jvp(f, args, args))),
     "scan": lambda f: jax.jit(lambda *args: first(jax.lax.map(lambda a: f(*a), double(args)))),
     "vmap of grad of checkpoint": lambda f: jax.jit(
         lambda *args: first(jax.vmap(with_gradient(jax.checkpoint(f)))(*double(args)))
     ),
-    "shard_map": lambda f: jax.jit(on_a_mesh(f)),
     "export": lambda f: lambda *args: jax.export.export(jax.jit(f))(*args).call(*args),
 }
 
