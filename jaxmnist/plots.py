@@ -113,7 +113,7 @@ def mistake_grid(
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:24]
     titles = [
-        f"said {row.argmax()}: {percent(row.max())}\nis {label}: {percent(row[label])}"
+        f"said {row.argmax()}: {row.max():.1%}\nis {label}: {row[label]:.1%}"
         for row, label in zip(probabilities[worst], labels[worst], strict=True)
     ]
     title = f"The {len(worst)} most confident mistakes" if titles else "No test image was mistaken"
@@ -175,22 +175,11 @@ def probability_figure(
         _show_digit(left, image, _short(name, 24))
         colors = [COLORS[int(digit == row.argmax())] for digit in range(len(row))]
         bars = right.barh(np.arange(len(row)), row, color=colors)
-        right.bar_label(bars, [percent(p) for p in row], padding=3, fontsize=8)
+        right.bar_label(bars, fmt="{:.1%}", padding=3, fontsize=8)
         right.set(xlim=(0, 1.2), xticks=(0, 0.5, 1), xlabel="probability")
         right.set(yticks=range(len(row)), ylabel="digit", ylim=(len(row) - 0.4, -0.6))
         right.tick_params(labelsize=8)
     return figure
-
-
-def percent(share: float | np.floating) -> str:
-    """A share of 1 in percent, with one decimal; neither 0 nor 1 by rounding alone.
-
-    >>> [percent(share) for share in (0, 0.0001, 0.5, 0.9999, 1)]
-    ['0.0%', '< 0.1%', '50.0%', '> 99.9%', '100.0%']
-    """
-    if 0 < share < 0.0005:
-        return "< 0.1%"
-    return "> 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

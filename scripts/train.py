@@ -113,7 +113,7 @@ def find_state(options: Options, data: Any, start: Any, directory: Any) -> Any:
         more["scheduled_epochs"] = epochs
     if start.init:  # else any: they are in the checkpoint
         more["init"] = start.init
-    config, distributed = make_config(options, **more), options.parallel.distributed
+    config, distributed = make_config(vars(options).values(), **more), options.parallel.distributed
     if distributed:
         programs.agree(config["identity"] | {"epochs": epochs, "resume": output.resume})
     state = directory.begin(config, start.shapes, resume=output.resume) if directory else None

@@ -36,10 +36,12 @@ class Rates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    rates: Rates = Rates()
+class Sizes:
     hidden: tuple[int, ...] = (5,)
     epochs: int = neutral(default=3)
+
+
+OPTIONS = (Rates(), Sizes())
 
 
 def state_after(epoch: int) -> TrainState:
@@ -51,11 +53,11 @@ def losses_of(epoch: int) -> np.ndarray:
     return np.random.default_rng(epoch).random(STEPS, np.float32)
 
 
-def train(path, epochs=3, *, resume=False, options=None, **more) -> list[str]:
+def train(path, epochs=3, *, resume=False, options=OPTIONS, **more) -> list[str]:
     """Something like a run, of which an epoch follows from its number; what it warns of."""
     warnings: list[str] = []
     with open_run(path, warn=warnings.append, **more) as run:
-        config = directory.make_config(options or Options(), data="MNIST")
+        config = directory.make_config(options, data="MNIST")
         state = run.begin(config, state_after(0), resume=resume)
         done = int(state.step) // STEPS if state else 0
         assert len(run.records) == done
@@ -151,13 +153,13 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path):
     before = contents(tmp_path)
     with pytest.raises(UsageError, match="holds this run already; --resume continues it"):
         train(tmp_path)
-    other = Options(Rates(rate=0.2), hidden=(5, 6))
+    other = (Rates(rate=0.2), Sizes((5, 6)))
     line = r"another run .rate 0.1 there, 0.2 here, hidden \[5\] there, \[5, 6\] here.; name"
     for resume in (True, False):
         with pytest.raises(UsageError, match=line):
             train(tmp_path, options=other, resume=resume)
     assert contents(tmp_path) == before
-    assert train(tmp_path, options=Options(Rates(device="gpu"), epochs=9), resume=True) == []
+    assert train(tmp_path, options=(Rates(device="gpu"), Sizes(epochs=9)), resume=True) == []
     for path in tmp_path.glob("checkpoint-*"):
         path.unlink()
     with pytest.raises(UsageError, match="holds no run"):
@@ -165,7 +167,7 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path):
 
 
 def identity(**more):
-    return directory.make_config(Options(), **more)["identity"]
+    return directory.make_config(OPTIONS, **more)["identity"]
 
 
 def test_jaxs_flags_the_data_and_the_first_weights_are_part_of_the_identity():

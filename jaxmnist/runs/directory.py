@@ -15,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,22 +41,6 @@ _PACKAGES = ("jaxmnist", "jax", "jaxlib", "flax", "optax", "numpy")
 _PARAMETER = re.compile(r"state\['training'\]\.params\['params'\]\['(\w+)'\]\['(\w+)'\]")
 
 
-def option_values(options: Any, *, identity: bool = False) -> dict[str, Any]:
-    """The values of a dataclass of options, and of those in its fields, by name.
-
-    With `identity` only those that change a run's numbers: all but the fields whose metadata have
-    `changes_run=False`.
-    """
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= option_values(value, identity=identity)
-        elif not identity or field.metadata.get("changes_run", True):
-            found[field.name] = value
-    return found
-
-
 def environment() -> dict[str, dict[str, Any]]:
     """JAX's "flags" and the packages' "versions" that a run's numbers depend on."""
     flags = {name: jax.config.values.get(name) for name in _FLAGS}
@@ -64,15 +48,25 @@ def environment() -> dict[str, dict[str, Any]]:
     return {"flags": flags, "versions": versions}
 
 
-def make_config(options: Any, **more: Any) -> dict[str, Any]:
+def make_config(groups: Iterable[Any], **more: Any) -> dict[str, Any]:
     """What config.json holds: the options, the run's identity and the versions.
 
     Two runs of one identity end in the same bits on one kind of device. It is made of the options
     that change numbers, of JAX's flags, and of `more`, for instance the kind of data.
+
+    Args:
+        groups: dataclasses of options; the metadata of a field that does not change a run's numbers
+            have `changes_run=False`.
+        **more: what else belongs to the identity.
     """
-    here = environment()
-    identity = option_values(options, identity=True) | more | here["flags"]
-    config = {"options": option_values(options), "identity": identity, "versions": here["versions"]}
+    here, options, identity = environment(), dict[str, Any](), dict[str, Any]()
+    for group in groups:
+        for field in dataclasses.fields(group):
+            options[field.name] = getattr(group, field.name)
+            if field.metadata.get("changes_run", True):
+                identity[field.name] = options[field.name]
+    identity |= more | here["flags"]
+    config = {"options": options, "identity": identity, "versions": here["versions"]}
     return json.loads(json.dumps(config, default=str))
 
 
