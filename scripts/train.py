@@ -78,22 +78,21 @@ def main(options: Options) -> None:
     if output.out and not jax.process_index():
         warn = partial(print, "Warning:", file=sys.stderr)
         run = open_run(output.out, warn=warn, tensorboard=output.tensorboard)
-    with run as directory:
+    with programs.compile_cache(), run as directory:
         state = find_state(options, data, start, directory)
         epochs = range(int(state.step) // steps if state else 0, training.epochs)
         clock.lap("load")
 
         # programs: an epoch and the tests, compiled
         if epochs:
-            with programs.compile_cache():
-                place, train_epoch, test = programs.compile_programs(
-                    *(train_step, metrics_fn, start.shapes, train_set, test_sets),
-                    batch_size=training.batch_size,
-                    where=mesh or device,
-                )
-                state, order = place(state or start.make_state()), start.make_order()
-                clock.lap("compile")
-                run_epochs(train_epoch, test, state, order, epochs, directory, clock)
+            place, train_epoch, test = programs.compile_programs(
+                *(train_step, metrics_fn, start.shapes, train_set, test_sets),
+                batch_size=training.batch_size,
+                where=mesh or device,
+            )
+            state, order = place(state or start.make_state()), start.make_order()
+            clock.lap("compile")
+            run_epochs(train_epoch, test, state, order, epochs, directory, clock)
         if directory and output.plots:
             draw(directory, data)
     work = f"{training.epochs} x {steps} steps on {mesh.size if mesh else 1} x {device.platform}"

@@ -16,9 +16,7 @@ SIZES = (784, *CHANGE.get("hidden", (128, 64)), 10)
 BATCH, EPOCHS, RATE = CHANGE.get("batch", 64), 1 if CHANGE else 5, 0.003
 IMAGES, MODELS = CHANGE.get("images", 60_000), CHANGE.get("models", 1)
 
-Init = Callable[[], Any]
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
-Shuffle = Callable[[int, int], Any]
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +31,7 @@ def shuffle(n: int, epoch: int) -> np.ndarray:
 
 
 def train(
-    x: Any, y: Any, init: Init, step: Step, *, shuffle: Shuffle = shuffle, times: int = MODELS
+    x: Any, y: Any, init: Callable[[], Any], step: Step, shuffle: Any = shuffle, times: int = MODELS
 ) -> None:
     """Train and report.
 
