@@ -63,12 +63,15 @@ def _contrast(picture: Float32[np.ndarray, "h w"], small: bool) -> Float32[np.nd
     """The ink, of which the strongest is 1; 0 everywhere if nothing stands out."""
     smooth = picture if small else ndimage.uniform_filter(picture, 3)  # against noise
     high = smooth >= (smooth.min() + smooth.max()) / 2
-    # Paper is most of the picture, or most of its border.
-    sign, strong = (-1, ~high) if high.mean() + _border(high).mean() > 1 else (1, high)
+    # Paper is most of the picture, of its border or of its corners: of two of the three.
+    shares = high.mean(), _border(high).mean(), high[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
+    sign, strong = (-1, ~high) if sum(shares) > 1.5 else (1, high)
     if small:  # the digit may fill it, but hardly all of its border
         paper, even = np.quantile(sign * _border(smooth), 0.25), True
-    else:
-        low, paper, upper = np.quantile(sign * smooth[~strong], (0.05, 0.5, 0.95))
+    else:  # soft edges of the ink are neither
+        plain = ~ndimage.maximum_filter(strong, 1 + max(high.shape) // 20)
+        plain = plain if plain.any() else ~strong
+        low, paper, upper = np.quantile(sign * smooth[plain], (0.05, 0.5, 0.95))
         even = upper - low < EVEN * (np.median(sign * smooth[strong]) - paper)
     if not even:  # paper is darkest in all of a window a quarter as wide
         reach = max(picture.shape) // 8
