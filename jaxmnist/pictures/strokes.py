@@ -34,12 +34,12 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
         return ink
     digit = _digit(ink)
     y, x = bounding_box(digit)
-    shape, share = digit[y, x].shape, digit[y, x].mean()
-    filled = ndimage.binary_fill_holes(digit[y, x]).mean()
-    if min(shape) > SMALL and filled > 0.95 and 0.7 < share < 0.997 * filled:
-        # A full rectangle and something on it: a sheet on a desk, or an image in a plot.
-        edge = 2 + shape[0] // 50  # which may be soft
-        return find_strokes(picture[y, x][edge:-edge, edge:-edge])
+    shape, filled = digit[y, x].shape, ndimage.binary_fill_holes(digit)
+    if min(shape) > SMALL and 0.7 < digit.sum() / filled.sum() < 0.997 and _is_rectangle(filled):
+        # A sheet on a desk, or an image in a plot: goes on with what is on it.
+        inside = ndimage.binary_erosion(filled, iterations=2 + max(shape) // 50)  # edges are soft
+        nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+        return find_strokes(picture[tuple(nearest)][y, x])
     pitch = max(shape) / BOX  # pixels for one of MNIST's
     margin = 2 + round(pitch)
     y, x = slice(y.start, y.stop + 2 * margin), slice(x.start, x.stop + 2 * margin)
@@ -52,6 +52,14 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     height, width = (round(side * FINE / pitch) for side in ink.shape)
     fine = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
     return _thickened(np.clip((np.asarray(fine) - SHARP[0]) / (SHARP[1] - SHARP[0]), 0, 1))
+
+
+def _is_rectangle(mask: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether the mask fills most of the smallest rectangle around it, at any angle."""
+    y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))
+    turned = np.multiply.outer(np.exp(1j * np.radians(np.arange(90))), x + 1j * y)
+    area = np.ptp(turned.real, axis=1) * np.ptp(turned.imag, axis=1)
+    return bool(mask.sum() > 0.9 * area.min())
 
 
 def bounding_box(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
