@@ -25,7 +25,6 @@ from jaxmnist.weights import layer_sizes, load_weights
 SIDE = 28  # pixels of an MNIST image
 FAINT = 0.25  # ink below this share of the darkest does not count for a digit's extent
 INK = 100  # of 255, from which a pixel counts as ink for `doubt`
-UNSURE = 0.8  # the model is unsure below this probability
 Doubt = Literal["uncertain", "no_digit"]
 
 
@@ -103,7 +102,7 @@ def doubt(
 
     A model that knows ten digits calls everything one of them. "no_digit" is for what is probably
     not a single one: two digits, a dash, a cross, a frame, a spot (not a tick, nor every scribble).
-    "uncertain" means that the model is not sure which digit it is.
+    "uncertain" means that no digit has a probability of 0.8.
 
     Args:
         image: as `read_image` gives it, not blank.
@@ -124,7 +123,7 @@ def doubt(
     ):
         if holds:
             return "no_digit", reason
-    return ("uncertain", "the model is not sure") if sure < UNSURE else (None, None)
+    return ("uncertain", "the model is not sure") if sure < 0.8 else (None, None)
 
 
 def _alike(a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"]) -> float:

@@ -9,12 +9,10 @@ SMALL = 64  # pixels a side; up to there a picture's grey levels are kept
 CONTRAST = 0.06  # least contrast of ink and paper; a picture with less is blank
 NOISE = 4  # the strongest ink must exceed so many times the noise, the ink's lower quartile
 EVEN = 0.3  # evenly lit paper varies by at most this share of the contrast
-SHARP = (0.1, 0.7)  # in a large picture ink up to the first becomes 0, from the second on 1
 BOX = 20  # pixels of a digit's longer side in an MNIST image
 FINE = 8  # pixels become one of MNIST's where strokes are thickened
 STROKE = 2.4  # MNIST's median width of strokes, in its pixels
 FINE_STROKE = 1.6  # in MNIST's pixels; thinner strokes are thickened
-TOUCHING = np.ones((3, 3))  # pixels that touch at a corner are connected
 
 
 def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2 w2"]:
@@ -38,7 +36,7 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     if min(shape) > SMALL and 0.7 < digit.sum() / filled.sum() < 0.997 and _is_rectangle(filled):
         # A sheet on a desk, or an image in a plot: goes on with what is on it.
         inside = ndimage.binary_erosion(filled, iterations=2 + max(shape) // 50)  # edges are soft
-        nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+        _, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
         return find_strokes(picture[tuple(nearest)][y, x])
     pitch = max(shape) / BOX  # pixels for one of MNIST's
     margin = 2 + round(pitch)
@@ -51,7 +49,7 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
         return ink
     height, width = (round(side * FINE / pitch) for side in ink.shape)
     fine = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
-    return _thickened(np.clip((np.asarray(fine) - SHARP[0]) / (SHARP[1] - SHARP[0]), 0, 1))
+    return _thickened(np.clip((np.asarray(fine) - 0.1) / 0.6, 0, 1))  # sharpened
 
 
 def _is_rectangle(mask: Bool[np.ndarray, "h w"]) -> bool:
@@ -74,13 +72,10 @@ def _contrast(picture: Float32[np.ndarray, "h w"], small: bool) -> Float32[np.nd
     # Paper is most of the picture, of its border or of its corners: of two of the three.
     shares = high.mean(), _border(high).mean(), high[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
     sign, strong = (-1, ~high) if sum(shares) > 1.5 else (1, high)
-    if small:  # the digit may fill it, but hardly all of its border
-        paper, even = np.quantile(sign * _border(smooth), 0.25), True
-    else:  # soft edges of the ink are neither
-        plain = ~ndimage.maximum_filter(strong, 1 + max(high.shape) // 20)
-        plain = plain if plain.any() else ~strong
-        low, paper, upper = np.quantile(sign * smooth[plain], (0.05, 0.5, 0.95))
-        even = upper - low < EVEN * (np.median(sign * smooth[strong]) - paper)
+    plain = ~ndimage.maximum_filter(strong, 1 + max(high.shape) // 20)  # without soft edges
+    plain = plain if plain.any() else ~strong
+    low, paper, upper = np.quantile(sign * smooth[plain], (0.05, 0.5, 0.95))
+    even = small or upper - low < EVEN * (np.median(sign * smooth[strong]) - paper)
     if not even:  # paper is darkest in all of a window a quarter as wide
         reach = max(picture.shape) // 8
         paper = ndimage.grey_opening(sign * smooth, 2 * reach + 1, mode="nearest")
@@ -102,7 +97,7 @@ def _digit(ink: Float32[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     mask, thick = ink >= 0.3, round(0.07 * min(ink.shape))
     rest = mask & ~_lines(mask, thick) & ~_lines(mask.T, thick).T
     mask = rest if rest.sum() > 0.1 * mask.sum() else mask
-    parts, count = ndimage.label(mask, TOUCHING)
+    parts, count = ndimage.label(mask, np.ones((3, 3)))  # also at a corner
     mass = np.bincount(parts[mask], ink[mask], count + 1)
     numbers = np.arange(count + 1)
     mass[~np.isin(numbers, parts[ink >= 0.5 * ink[mask].max()])] = 0  # weak ink alone
@@ -146,16 +141,17 @@ def _lines(mask: Bool[np.ndarray, "h w"], thick: float) -> Bool[np.ndarray, "h w
 def _without_underline(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """The mask without a line that the digit stands on, if the digit does not need it.
 
-    The foot of a 2 or of a 1 stays: an underline is longer than the digit is high and sticks out on
-    both sides.
+    The foot of a 2 or of a 1 stays: an underline is longer than the digit is high, sticks out on
+    both sides of where the digit meets it, and is hardly a third of the ink.
     """
     y, x = bounding_box(mask)
     rest, side = np.zeros_like(mask), (x.stop - x.start) // 8
     rest[y, x] = mask[y, x] & ~_lines(mask[y, x], side)
-    if rest.sum() < 0.2 * mask.sum():
+    if rest.sum() < 0.63 * mask.sum() or not (mask & ~rest)[y.stop - 1 - side :].any():
         return mask
-    top, left = bounding_box(rest)
-    apart = left.start - x.start > side and x.stop - left.stop > side
+    top, _ = bounding_box(rest)
+    foot = bounding_box(rest[top.stop - 1 - side // 4 : top.stop])[1]
+    apart = foot.start - x.start > side and x.stop - foot.stop > side
     return rest if apart and top.stop - top.start <= x.stop - x.start else mask
 
 
