@@ -63,6 +63,11 @@ def test_a_sheet_may_lie_turned_on_a_desk():
     assert np.abs(read(dark) - read(white)).mean() < 8
 
 
+def test_a_thick_slanted_stroke_with_a_speck_is_no_sheet():
+    stroke, speck = line(60, 250, 240, 50, width=50), line(146, 150, 154, 150, grey=255)
+    assert np.abs(read(picture(stroke, speck)) - read(picture(stroke))).mean() < 12
+
+
 NEEDED = {
     "the foot of a 2": [(100, 90), (180, 90), (100, 220), (210, 220)],
     "a foot that begins before the stroke": [(180, 90), (110, 220), (95, 220), (200, 220)],

@@ -23,7 +23,6 @@ from jaxmnist.types import AnyArray, Params
 from jaxmnist.weights import layer_sizes, load_weights
 
 SIDE = 28  # pixels of an MNIST image
-FAINT = 0.25  # ink below this share of the darkest does not count for a digit's extent
 INK = 100  # of 255, from which a pixel counts as ink for `doubt`
 Doubt = Literal["uncertain", "no_digit"]
 
@@ -138,7 +137,7 @@ def centre(ink: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
     `round(x)` is `floor(x + 0.5 + 1e-6)`: halves go up, whatever the last bits are.
 
     1. The extent: rows `y0 <= i < y1` and columns `x0 <= j < x1`, the smallest rectangle with
-       every pixel of at least `FAINT` times the largest one.
+       every pixel of at least a quarter of the largest one.
     2. The scale: `s = max(y1 - y0, x1 - x0) / 20` old pixels are one new pixel.
     3. The centre of mass of all ink: `cy = sum(ink[i, j] * (i + 0.5)) / sum(ink)`, `cx` alike.
     4. The place: the extent's upper left corner becomes that of the new pixel `[top, left]`, with
@@ -156,7 +155,7 @@ def centre(ink: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "28 28"]:
         ink: finite, at least 0, and above 0 somewhere.
     """
     ink = ink.astype(np.float64)
-    box = bounding_box(ink >= FAINT * ink.max())
+    box = bounding_box(ink >= 0.25 * ink.max())
     scale = max(side.stop - side.start for side in box) / BOX
     masses = ink.sum(axis=1), ink.sum(axis=0)
     rows, columns = (_windows(*pair, scale) for pair in zip(masses, box, strict=True))

@@ -33,9 +33,10 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     digit = _digit(ink)
     y, x = bounding_box(digit)
     shape, filled = digit[y, x].shape, ndimage.binary_fill_holes(digit)
-    if min(shape) > SMALL and 0.7 < digit.sum() / filled.sum() < 0.997 and _is_rectangle(filled):
+    area, share = filled.sum(), digit.sum() / filled.sum()
+    if area > SMALL * max(shape) and 0.7 < share < 0.997 and _is_rectangle(filled):
         # A sheet on a desk, or an image in a plot: goes on with what is on it.
-        inside = ndimage.binary_erosion(filled, iterations=2 + max(shape) // 50)  # edges are soft
+        inside = ndimage.binary_erosion(filled, iterations=2 + max(shape) // 60)  # edges are soft
         _, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
         return find_strokes(picture[tuple(nearest)][y, x])
     pitch = max(shape) / BOX  # pixels for one of MNIST's
@@ -47,8 +48,8 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     ink = np.where(own, ink / ink[digit].max(), 0).astype(np.float32)
     if small and _stroke_width(ink) >= FINE_STROKE * pitch:
         return ink
-    height, width = (round(side * FINE / pitch) for side in ink.shape)
-    fine = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
+    size = [round(side * FINE / pitch) for side in ink.shape[::-1]]
+    fine = Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC)
     return _thickened(np.clip((np.asarray(fine) - 0.1) / 0.6, 0, 1))  # sharpened
 
 
