@@ -132,7 +132,8 @@ def _explain(error: Exception) -> NoReturn:
         fail(": ".join(map(str, filter(None, (error.filename, error.strerror or text)))))
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         fail(f"out of memory; a smaller model or batch needs less. {text[:200]}")
-    if "jax" not in sys.modules or re.search(UNUSABLE, text):
+    unread = isinstance(error, TypeError | ValueError) and "jax" not in sys.modules
+    if unread or re.search(UNUSABLE, text):
         fail(f"JAX does not work with these environment variables JAX_...: {text}")
     from jaxmnist.errors import JaxmnistError, UsageError
 

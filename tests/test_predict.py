@@ -105,15 +105,12 @@ def test_mnists_own_images_stay_as_they_are(mnist):
             np.testing.assert_array_equal(centre(image.astype(np.float32)), image)
 
 
-def test_a_run_without_weights_and_weights_that_are_not_finite(trained_run, tmp_path):
+def test_weights_that_are_not_finite(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     weights = safetensors.numpy.load_file(run / "weights.safetensors")
     weights["0.bias"][0] = np.inf
     safetensors.numpy.save_file(weights, run / "weights.safetensors")
     with pytest.raises(DataError, match="not finite"):
-        load_reader(run)
-    (run / "weights.safetensors").unlink()
-    with pytest.raises(DataError, match=r"not finished.*--resume"):
         load_reader(run)
 
 

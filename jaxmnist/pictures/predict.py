@@ -58,12 +58,9 @@ class Reader(NamedTuple):
 def load_reader(path: str | Path) -> Reader:
     """A reader with the model in a run's directory (`scripts/train.py --out`) or a weights file.
 
-    Raises a DataError where it is damaged, no model of 28x28 digits or a run that is not finished,
-    and an OSError where it cannot be read.
+    Raises a DataError where it is damaged or no model of 28x28 digits, and an OSError where it
+    cannot be read.
     """
-    if Path(path, "config.json").exists() and not Path(path, "weights.safetensors").exists():
-        resume = f"scripts/train.py --out {path} --resume"
-        raise DataError(f"{path}: the run is not finished; wait for it, or go on with {resume}")
     params = load_weights(path)
     try:
         layer_sizes(params)
