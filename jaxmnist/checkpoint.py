@@ -22,6 +22,7 @@ from jaxmnist.errors import CheckpointError
 from jaxmnist.files import atomic_write
 
 StrPath = str | os.PathLike[str]
+Config = Mapping[str, Any]  # anything that JSON can hold
 _NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
 _METADATA = "jaxmnist_checkpoint"  # one entry: safetensors stores several in random order
 # The metadata is JSON in a string of the header's JSON, and the checksum the first thing in it.
@@ -38,11 +39,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    directory: StrPath,
-    state: Any,
-    *,
-    step: int | None = None,
-    config: Mapping[str, Any] | None = None,
+    directory: StrPath, state: Any, *, step: int | None = None, config: Config | None = None
 ) -> Path:
     """Write `checkpoint-<step>.safetensors` and wait until it is on the disk; the newest 3 stay.
 
@@ -150,7 +147,7 @@ def _describe(leaf: Any) -> str:
     return describe(leaf if hasattr(leaf, "dtype") else np.asarray(leaf))
 
 
-def _encode(leaves: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
+def _encode(leaves: Mapping[str, Any], config: Config) -> bytes:
     """The content of the file. Typed keys are stored as key data and the name of the algorithm."""
     import safetensors.numpy
 

@@ -17,15 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Integer
+from jaxtyping import Array
 
 from jaxmnist.checks import check_count, describe
 from jaxmnist.data import check_order, num_examples
 from jaxmnist.errors import JaxmnistError, UsageError
 from jaxmnist.objective import asks_for
-from jaxmnist.types import AnyArray, Examples, Remainder, State, TrainStep
+from jaxmnist.types import AnyArray, Examples, Order, Remainder, State, TrainStep
 
 Tree = TypeVar("Tree")
+Axis = str | tuple[str, ...]  # of a mesh, or several
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("count",))
@@ -89,11 +90,7 @@ def fsdp_shardings(tree: Tree, mesh: Mesh, axis: str = "data") -> Tree:
 
 
 def shard_epoch(
-    dataset: Examples,
-    order: Integer[AnyArray, " n"],
-    batch_size: int,
-    mesh: Mesh,
-    axis: str | tuple[str, ...] = "data",
+    dataset: Examples, order: Order, batch_size: int, mesh: Mesh, axis: Axis = "data"
 ) -> Batches:
     """The batches of an epoch, the rows of each sharded over an axis of the mesh, or over several.
 

@@ -104,11 +104,9 @@ def compile_population(
         if memory <= usable:
             break
         if width == 1:
-            raise JaxmnistError(
-                f"one model on each of {mesh.size} devices ({devices[0].platform}) takes "
-                f"{memory / 1e9:.2f} GB there, and {usable / 1e9:.2f} GB can be used: choose a "
-                "smaller model or batch size, or fewer cores by JAX_NUM_CPU_DEVICES=N"
-            )
+            told = f"one model on each of {mesh.size} devices takes {memory / 1e9:.2f} GB"
+            less = "a smaller model or batch size, or fewer cores by JAX_NUM_CPU_DEVICES=N"
+            raise JaxmnistError(f"{told}, and {usable / 1e9:.2f} GB can be used: choose {less}")
         width = max(1, min(width - 1, int(width * usable / memory)))
     data = jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
     return Population(program, data, mesh, width * mesh.size, memory)

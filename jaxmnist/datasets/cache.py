@@ -22,8 +22,7 @@ def cache_dir() -> Path:
 
     A user without a home directory has none; then it is a path where nothing can be stored.
     """
-    named = os.environ.get("JAXMNIST_CACHE_DIR")
-    if named:
+    if named := os.environ.get("JAXMNIST_CACHE_DIR"):
         return Path(named)
     try:
         return platformdirs.user_cache_path("jaxmnist").expanduser()

@@ -3,6 +3,7 @@
 The arrays have the same checksum whatever their source, so a seed trains the same model.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -114,10 +115,9 @@ def load_data(
 
 def _search(say: Say) -> Data:
     for place in (Path(os.path.expanduser(NOTEBOOK_DIR)), tfds.data_dir()):
-        try:
+        # A damaged copy is an error, though a later place might hold a good one.
+        with contextlib.suppress(DataNotFoundError, OSError):
             return _from_directory(place, say)
-        except (DataNotFoundError, OSError):
-            pass  # a damaged copy is an error, though a later place might hold a good one
     cached = cache.load("mnist", FILES)
     if cached is not None and _is_mnist(cached):
         return _data(cached, f"{cache.cache_dir()} (cache of an earlier run)")

@@ -189,6 +189,4 @@ def add_synthetic(train: Dataset, count: int) -> Dataset:
     if count == 0:
         return train
     added = load_synthetic(_ADDED_SEED)[0]
-    images = np.concatenate([np.asarray(train.images), added.images[:count]])
-    labels = np.concatenate([np.asarray(train.labels), added.labels[:count]])
-    return Dataset(images, labels)
+    return jax.tree.map(lambda x, more: np.concatenate([x, more[:count]]), train, added)

@@ -61,10 +61,8 @@ def check_memory(needed: int, device: jax.Device, what: str) -> None:
     """Raise a JaxmnistError where the device has not this many bytes left."""
     free = free_memory([device])
     if free is not None and needed > free:
-        raise JaxmnistError(
-            f"{what} needs {needed / 1e9:,.1f} GB of memory, and there are {free / 1e9:,.1f} GB "
-            "free; make --hidden or --batch-size smaller"
-        )
+        told = f"{what} needs {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
+        raise JaxmnistError(f"{told}; make --hidden or --batch-size smaller")
 
 
 def _read(path: Path) -> str:
