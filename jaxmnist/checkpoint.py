@@ -134,10 +134,9 @@ def as_tree(path: Path, leaves: Mapping[str, Any], like: Any) -> Any:
     for name in [*expected, *sorted(leaves)]:
         here, there = _describe(expected.get(name)), _describe(leaves.get(name))
         if here != there:
-            raise CheckpointError(
-                f"{path}: of another model or optimizer: {name!r} is {there} there, {here} here; "
-                "use the options that it was made with, or another directory"
-            )
+            differs = f"{name!r} is {there} there, {here} here"
+            advice = "use the options that it was made with, or another directory"
+            raise CheckpointError(f"{path}: of another model or optimizer: {differs}; {advice}")
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in expected])
 
 

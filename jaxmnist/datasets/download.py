@@ -64,10 +64,8 @@ def fetch(
             return arrays
         except Exception as error:  # requests, urllib3, ssl and socket: each has its own
             reasons[str(error) if isinstance(error, DataError) else type(error).__name__] = 1
-    raise DataNotFoundError(
-        f"MNIST cannot be downloaded ({', '.join(reasons)}); "
-        "name a directory that has it with --data-dir or JAXMNIST_DATA_DIR"
-    )
+    advice = "name a directory that has it with --data-dir or JAXMNIST_DATA_DIR"
+    raise DataNotFoundError(f"MNIST cannot be downloaded ({', '.join(reasons)}); {advice}")
 
 
 def _fetch(url: str, size: int, checksum: str, timeout: float) -> bytes:

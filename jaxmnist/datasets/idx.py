@@ -49,10 +49,9 @@ def find_idx(directory: Path) -> dict[str, Path]:
         missing = ", ".join(file for name, (file, _) in FILES.items() if name not in found)
         raise DataError(f"{missing} (raw or .gz) is missing beside {min(found.values())}")
     what = "MNIST is not in it" if directory.is_dir() else "no such directory"
-    raise DataNotFoundError(
-        f"{directory}: {what}; MNIST is read from its four IDX files "
-        f"({FILES['train_images'][0]}...), from Keras's mnist.npz or from tensorflow-datasets' copy"
-    )
+    files = f"its four IDX files ({FILES['train_images'][0]}...)"
+    forms = f"{files}, from Keras's mnist.npz or from tensorflow-datasets' copy"
+    raise DataNotFoundError(f"{directory}: {what}; MNIST is read from {forms}")
 
 
 def _find_in(folder: Path) -> dict[str, Path]:

@@ -30,6 +30,8 @@ from jaxmnist.training import TrainState, init_state, make_train_step, train
 from jaxmnist.types import AnyArray, Metrics, Optimizer, TrainStep
 from jaxmnist.weights import layer_sizes, load_weights
 
+Loss = Literal["cross_entropy", "nll"]
+
 
 def split(data: Data, validation: int, synthetic_digits: int) -> tuple[Dataset, dict[str, Dataset]]:
     """The images to train on, with synthetic digits added, and the test sets by name.
@@ -55,10 +57,7 @@ def count_steps(n: int, batch_size: int, epochs: int) -> int:
 
 
 def make_training(
-    hidden: Sequence[int],
-    loss: Literal["cross_entropy", "nll"],
-    augment: float | jax.Array | None,
-    tx: Optimizer,
+    hidden: Sequence[int], loss: Loss, augment: float | jax.Array | None, tx: Optimizer
 ) -> tuple[MLP, TrainStep[TrainState], Callable[..., Any]]:
     """The model, its training step, and the function of its metrics for `evaluate`.
 

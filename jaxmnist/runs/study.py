@@ -60,7 +60,8 @@ def open_study(where: str | None) -> optuna.Study:
             raise
         except Exception as error:  # a damaged journal raises errors of a dozen kinds
             reason = getattr(error, "orig", None) or error.__cause__ or error
-    raise JaxmnistError(f"--study: {[*str(reason).splitlines(), type(reason).__name__][0]}")
+    told = str(reason).strip().partition("\n")[0] or type(reason).__name__
+    raise JaxmnistError(f"--study: {told}")
 
 
 def _open_journal(path: Path) -> optuna.storages.JournalStorage:
