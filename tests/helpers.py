@@ -91,6 +91,15 @@ def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
         assert word in line
 
 
+def logits_by_hand(params, pixels):
+    """An MLP's logits for rows of transformed pixels, in float64."""
+    layers, x = params["params"], np.float64(pixels)
+    for k in range(len(layers)):
+        weight, bias = (np.float64(layers[f"linear_{k}"][part]) for part in ("weight", "bias"))
+        x = (np.maximum(x, 0) if k else x) @ weight.T + bias
+    return x
+
+
 def bright_rows(n: int) -> Dataset:
     """Random images that are told apart by one bright row each."""
     images = np.random.default_rng(0).integers(0, 256, (n, 28, 28), np.uint8)

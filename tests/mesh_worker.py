@@ -1,7 +1,6 @@
-"""Trains three epochs on a mesh and prints the losses: -m tests.mesh_worker [PORT PROCESSES ID]."""
+"""Trains three epochs on a mesh and prints the losses."""
 
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +60,5 @@ def losses(name, batch_size, fsdp):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        port, processes, number = sys.argv[1:]
-        jax.distributed.initialize(f"localhost:{port}", int(processes), int(number))
     told = {run: losses(*given) for run, given in RUNS.items()}
     print(json.dumps({"devices": len(jax.devices()), "runs": told}))

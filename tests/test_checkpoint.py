@@ -26,10 +26,6 @@ def small(step: int = 7, width: int = 3) -> TrainState:
     return TrainState(np.int32(step), params, opt_state, key=jax.random.key(step))
 
 
-def shapes_of(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), state)
-
-
 def on_host(leaf):
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.array(jax.random.key_data(leaf) if is_key else leaf)
@@ -57,7 +53,8 @@ def test_everything_comes_back(tmp_path):
     config["zeros"] = "0" * 64  # as long as a checksum
     path = checkpoint.save(tmp_path, small(), config=config)
     assert path.name == "checkpoint-00000007.safetensors"
-    for like in (small(1), shapes_of(small(1))):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), small(1))
+    for like in (small(1), shapes):
         found = checkpoint.load(path, like)
         assert_same(found.state, small())
         assert found.config == config | {"hidden": [128, 64]}

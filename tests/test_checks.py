@@ -7,21 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import (
-    MLP,
-    Dataset,
-    TrainState,
-    batches,
-    check_finite,
-    classifier_metrics,
-    classifier_objective,
-    evaluate,
-    init_state,
-    make_train_epoch,
-    make_train_step,
-    train,
-)
+from jaxmnist.checks import check_finite
+from jaxmnist.data import Dataset, batches
 from jaxmnist.errors import NonFiniteLossError
+from jaxmnist.evaluation import classifier_metrics, evaluate
+from jaxmnist.model import MLP
+from jaxmnist.objective import classifier_objective
+from jaxmnist.training import TrainState, init_state, make_train_epoch, make_train_step, train
 from tests.helpers import assert_close
 
 KEY = jax.random.key(0)

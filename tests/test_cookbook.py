@@ -9,18 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import (
-    MLP,
-    Dataset,
-    TrainState,
-    classifier_objective,
-    epoch_order,
-    init_state,
-    make_train_epoch,
-    make_train_step,
-)
 from jaxmnist.augment import augment
+from jaxmnist.data import Dataset, epoch_order
 from jaxmnist.datasets import synthetic
+from jaxmnist.model import MLP
+from jaxmnist.objective import classifier_objective
+from jaxmnist.training import TrainState, init_state, make_train_epoch, make_train_step
 from tests.documents import read_chapters
 from tests.helpers import assert_close
 

@@ -12,7 +12,7 @@ from jaxmnist import export
 from jaxmnist.errors import DataError
 from jaxmnist.torch_compat import TorchGenerator, init_params
 from jaxmnist.weights import to_state_dict
-from tests.helpers import refused
+from tests.helpers import logits_by_hand, refused
 
 
 @pytest.fixture(params=[(784, 128, 64, 10), (784, 10)], ids=str)
@@ -27,12 +27,7 @@ def draw(sizes):
 
 def reference(params, images):
     """The notebook's model and transforms in float64."""
-    x = (images.reshape(len(images), -1) / 255 - 0.5) / 0.5
-    layers = params["params"].values()
-    for k, layer in enumerate(layers, 1):
-        x = x @ layer["weight"].T.astype(np.float64) + layer["bias"]
-        x = x if k == len(layers) else np.maximum(x, 0)
-    return x
+    return logits_by_hand(params, (images.reshape(len(images), -1) / 255 - 0.5) / 0.5)
 
 
 def test_stablehlo_of_any_depth_and_for_every_platform(params, toy):

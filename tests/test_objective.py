@@ -8,15 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import (
-    TrainState,
-    classifier_objective,
-    cross_entropy,
-    make_train_epoch,
-    make_train_step,
-    preprocess,
-    train,
-)
+from jaxmnist.losses import cross_entropy
+from jaxmnist.objective import classifier_objective
+from jaxmnist.training import TrainState, make_train_epoch, make_train_step, train
+from jaxmnist.transforms import preprocess
 from tests.helpers import assert_close
 
 KEY = jax.random.key(0)

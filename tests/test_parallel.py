@@ -1,4 +1,4 @@
-"""Many devices and many processes train as one does."""
+"""Many devices train as one does; test_distributed.py has many processes."""
 
 import json
 import os
@@ -89,14 +89,6 @@ def test_on_a_mesh_with_explicit_axes():
     """JAX's default mesh: evaluation and the gathering epoch, wherever their arrays lie."""
     (end,) = run_together(["-m", "tests.explicit_mesh"], JAX_NUM_CPU_DEVICES="4")
     assert end[0] == 0, end
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.stress)])
-def test_processes_equal_one(expected, processes):
-    port = free_port()
-    for end in run_together(*([*WORKER, port, processes, n] for n in range(processes))):
-        check(expected, end, processes)
 
 
 def test_the_batches_of_an_epoch():

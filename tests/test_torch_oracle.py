@@ -13,17 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import (
-    MLP,
-    classifier_metrics,
-    classifier_objective,
-    evaluate,
-    make_train_epoch,
-    make_train_step,
-)
 from jaxmnist.errors import DataError
+from jaxmnist.evaluation import classifier_metrics, evaluate
+from jaxmnist.model import MLP
+from jaxmnist.objective import classifier_objective
 from jaxmnist.torch_compat import TorchGenerator, init_params, loader_order, pass_in_order
-from jaxmnist.training import TrainState
+from jaxmnist.training import TrainState, make_train_epoch, make_train_step
 from jaxmnist.transforms import normalize, to_tensor
 from jaxmnist.weights import load_weights, to_safetensors, to_state_dict
 

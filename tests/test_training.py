@@ -10,20 +10,11 @@ import optax
 import pytest
 from flax import linen
 
-from jaxmnist import (
-    MLP,
-    Dataset,
-    TrainState,
-    batches,
-    classifier_metrics,
-    classifier_objective,
-    epoch_order,
-    evaluate,
-    init_state,
-    make_train_epoch,
-    make_train_step,
-    train,
-)
+from jaxmnist.data import Dataset, batches, epoch_order
+from jaxmnist.evaluation import classifier_metrics, evaluate
+from jaxmnist.model import MLP
+from jaxmnist.objective import classifier_objective
+from jaxmnist.training import TrainState, init_state, make_train_epoch, make_train_step, train
 from tests.helpers import assert_close, counting
 
 KEY = jax.random.key(0)

@@ -7,14 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmnist import (
-    MLP,
-    Dataset,
-    TrainState,
-    classifier_objective,
-    make_train_step,
-    train,
-)
+from jaxmnist.data import Dataset
+from jaxmnist.model import MLP
+from jaxmnist.objective import classifier_objective
+from jaxmnist.training import TrainState, make_train_step, train
 from tests.helpers import assert_close, counting, stateful
 
 KEY = jax.random.key(0)
