@@ -209,17 +209,6 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_the_other_files_follow_from_the_checkpoint(tmp_path):
-    train(tmp_path, 2)
-    before = contents(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    for name in ("metrics.jsonl", "weights.safetensors"):
-        (tmp_path / name).unlink()
-    (tmp_path / "steps.jsonl").write_bytes(before["steps.jsonl"][:60])  # in the middle of a line
-    assert train(tmp_path, 2, resume=True) == []
-    assert contents(tmp_path) == before
-
-
 @pytest.mark.parametrize("call", DEATHS)
 def test_a_directory_that_is_removed_ends_the_run(tmp_path, monkeypatch, call):
     """Also one that somebody makes again: earlier rows would be missing."""
@@ -246,7 +235,10 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 
 def test_reading_a_run(tmp_path):
-    """Of the newest checkpoint alone: nothing else is read, and an older one is not taken."""
+    """Of the newest checkpoint alone: nothing else is read, and an older one is not taken.
+
+    The other files follow from it, and are written again.
+    """
     with pytest.raises(UsageError, match="there is no such directory"):
         read_run(tmp_path / "none")
     for _ in range(2):
@@ -254,10 +246,13 @@ def test_reading_a_run(tmp_path):
             read_run(tmp_path)
         checkpoint.save(tmp_path, {}, step=1)  # of something else
     train(tmp_path / "run", 2)
+    before = contents(tmp_path / "run")
     for name in ("config.json", "metrics.jsonl", "steps.jsonl", "weights.safetensors"):
         (tmp_path / "run" / name).write_text("[" * 100_000)
     run = read_run(tmp_path / "run")
     assert (run.finished, len(run.records), run.losses.shape) == (False, 2, (2, STEPS))
+    assert train(tmp_path / "run", 2, resume=True) == []
+    assert contents(tmp_path / "run") == before
     (tmp_path / "run" / "checkpoint-00000008.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"00000008\.safetensors: no checkpoint"):
         read_run(tmp_path / "run")

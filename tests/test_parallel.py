@@ -57,8 +57,11 @@ def run_together(*commands: list, **environment: str) -> list[tuple[int, str, st
     return [(p.returncode, *end) for p, end in zip(started, ends, strict=True)]
 
 
-def check(expected, end: tuple[int, str, str], devices: int) -> None:
-    code, stdout, stderr = end
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.stress)])
+def test_devices_equal_one(expected, devices):
+    """Data parallel, and with the parameters sharded too."""
+    ((code, stdout, stderr),) = run_together(WORKER, JAX_NUM_CPU_DEVICES=str(devices))
     assert code == 0, stderr
     told = json.loads(stdout.splitlines()[-1])
     assert told["devices"] == devices
@@ -74,14 +77,6 @@ def check(expected, end: tuple[int, str, str], devices: int) -> None:
         ]
         assert run["held"] == parts
         assert max(run["sizes"]) == 784 * 32
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.stress)])
-def test_devices_equal_one(expected, devices):
-    """Data parallel, and with the parameters sharded too."""
-    (end,) = run_together(WORKER, JAX_NUM_CPU_DEVICES=str(devices))
-    check(expected, end, devices)
 
 
 @pytest.mark.slow

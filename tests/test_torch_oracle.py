@@ -55,10 +55,6 @@ def torch_u63():
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
-def numpy_state(model):
-    return {name: value.numpy() for name, value in model.state_dict().items()}
-
-
 def visited(loader):
     return torch.cat(list(loader)).numpy()
 
@@ -78,7 +74,8 @@ def test_models_and_epochs_of_a_loader(generator):
     for n, sizes in zip((60_000, 1000, 999, 5), (SIZES, *other_sizes), strict=True):
         loader = DataLoader(range(n), batch_size=64, shuffle=True)
         params = init_params(generator, sizes)
-        np.testing.assert_equal(to_state_dict(params), numpy_state(torch_mlp(sizes)))
+        expected = {name: x.numpy() for name, x in torch_mlp(sizes).state_dict().items()}
+        np.testing.assert_equal(to_state_dict(params), expected)
         np.testing.assert_array_equal(loader_order(generator, n), visited(loader))
 
 

@@ -74,10 +74,8 @@ THROUGH = {
 }
 
 
-@pytest.mark.parametrize(
-    "through",
-    [name if "vmap" in name else pytest.param(name, marks=pytest.mark.slow) for name in THROUGH],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("through", THROUGH)
 def test_composes(toy, through):
     """The result is the one without the transformation, and the step is traced once."""
     objective = counting(stateful(LINEAR.apply))
