@@ -178,7 +178,7 @@ def report(options: Options, data: Any, images: int, clock: "Clock") -> None:
         print("  nothing left to train; a larger --epochs trains further")
     if not options.output.out:
         print("  the model is not kept; --out DIRECTORY keeps it")
-    if data.missing:
+    if data.synthetic and options.data.dataset == "auto":
         print(o.WARNING)
 
 

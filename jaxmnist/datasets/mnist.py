@@ -32,8 +32,7 @@ class Data(NamedTuple):
     train: Dataset  # 60,000 images
     test: Dataset  # 10,000 images
     source: str  # one line: where they were found, or how they were made
-    synthetic: bool = False  # synthetic digits: not MNIST
-    missing: str | None = None  # one line: why MNIST is not available; None where it was not tried
+    synthetic: bool = False  # whether they are synthetic digits, not MNIST
 
 
 def load_mnist(directory: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
@@ -98,7 +97,6 @@ def load_data(
     """
     if dataset not in ("auto", "mnist", "synthetic"):
         raise ValueError(f'dataset must be "auto", "mnist" or "synthetic", not {dataset!r}')
-    missing = None
     if dataset != "synthetic":
         named = os.environ.get("JAXMNIST_DATA_DIR") if directory is None else directory
         try:
@@ -106,11 +104,10 @@ def load_data(
         except DataNotFoundError as error:
             if dataset == "mnist" or named:
                 raise
-            missing = str(error)
-            say(f"WARNING: this is NOT MNIST but synthetic digits: {missing}")
+            say(f"WARNING: this is NOT MNIST but synthetic digits: {error}")
     train, test = synthetic.load_synthetic(seed, say=say)
     source = f"synthetic digits, seed {seed}: not MNIST"
-    return Data(train, test, source, synthetic=True, missing=missing)
+    return Data(train, test, source, synthetic=True)
 
 
 def _search(say: Say) -> Data:
