@@ -138,9 +138,11 @@ def run_epochs(
     from jaxmnist import check_finite
     from jaxmnist.runs.directory import describe_epoch, epoch_record
 
+    following = order(epochs.start)
     for epoch in tqdm.tqdm(epochs, unit="epoch", leave=False, disable=None):
         # train: one compiled scan over the shuffled batches
-        state, losses = train_epoch(state, order(epoch))
+        state, losses = train_epoch(state, following)
+        following = order(epoch + 1)  # made while the device trains
         losses = np.asarray(losses)
         clock.lap("train")
         check_finite(losses, first_step=epoch * len(losses))
