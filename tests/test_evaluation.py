@@ -120,4 +120,4 @@ def test_functions_among_the_parameters(toy):
         params, apply = module
         return classifier_metrics(apply)(params, batch)
 
-    assert_close(evaluate(fn, (PARAMS, MODEL.apply), toy, batch_size=33), by_hand(toy), 1e-6)
+    assert_close(evaluate(fn, (PARAMS, MODEL.apply), toy), by_hand(toy), 1e-6)
