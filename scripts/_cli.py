@@ -130,15 +130,15 @@ def _explain(error: Exception) -> NoReturn:
         if not error.filename:  # maybe stdout, which Python would flush once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         fail(": ".join(map(str, filter(None, (error.filename, error.strerror or text)))))
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    if isinstance(error, MemoryError) or re.search("RESOURCE_EXHAUSTED|Out of memory", text):
         fail(f"out of memory; a smaller model or batch needs less. {text[:200]}")
-    unread = isinstance(error, TypeError | ValueError) and "jax" not in sys.modules
-    if unread or re.search(UNUSABLE, text):
-        fail(f"JAX does not work with these environment variables JAX_...: {text}")
-    from jaxmnist.errors import JaxmnistError, UsageError
+    if "jaxmnist" in sys.modules:
+        from jaxmnist.errors import JaxmnistError, UsageError
 
-    if isinstance(error, JaxmnistError):
-        fail(text, 2 if isinstance(error, UsageError) else 1)
+        if isinstance(error, JaxmnistError):
+            fail(text, 2 if isinstance(error, UsageError) else 1)
+    if re.search(UNUSABLE, text) or ("jax" not in sys.modules and isinstance(error, ValueError)):
+        fail(f"JAX does not work with these environment variables JAX_...: {text}")
     raise error
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from _options import file_type, load_model
 
-BAR = 40  # characters that a probability of 1 takes
 DOUBTS = {None: "", "uncertain": "; uncertain", "no_digit": "; probably no single digit"}
 
 
@@ -78,7 +77,7 @@ def describe(result: dict[str, Any]) -> str:
         return f"{name}: {cli.printable(result['error'])}"
     lines = [f"{name}: {digit}{DOUBTS[result['doubt']]}" + (f": {why}" if why else "")]
     for number, chance in enumerate(result["probabilities"]):
-        lines.append(f"  {number}  {'█' * round(chance * BAR):{BAR}} {chance:6.1%}")
+        lines.append(f"  {number}  {'█' * round(40 * chance):40} {chance:6.1%}")
     return "\n".join(lines)
 
 

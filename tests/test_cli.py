@@ -155,6 +155,8 @@ def test_help_waits_for_no_large_package():
         (OSError(errno.ENOSPC, "No space left", "x/y"), 1, "x/y: No space left"),
         (MemoryError(), 1, "out of memory; a smaller model or batch needs less"),
         (RuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes"), 1, "allocating 9 bytes"),
+        (RuntimeError("INTERNAL: Out of memory allocating 9 bytes"), 1, "out of memory; a smaller"),
+        (DataError("Unknown backend"), 1, "error: Unknown backend"),
         (RuntimeError("Unable to initialize backend 'gpu'"), 1, "JAX_...: Unable to initialize"),
         (RuntimeError("Disallowed host-to-device transfer"), 1, "JAX_...: Disallowed"),
         (ModuleNotFoundError("", name="matplotlib"), 1, "-m pip install -e"),

@@ -90,6 +90,9 @@ def open_run(
     if tensorboard:
         import tensorboardX  # noqa: F401  (missed now, and not after the first epoch)
     path.mkdir(parents=True, exist_ok=True)
+    names = [n for n in os.listdir(path) if not n.startswith(".") and n[-4:] != ".tmp"]
+    if names and not checkpoint.list_checkpoints(path):
+        raise UsageError(f"{path}: already exists and holds no run; name a new directory")
     with (path / ".lock").open("a") as file:  # locked until the file is closed or the process ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,9 +101,6 @@ def open_run(
             raise CheckpointError(f"{path}: another process trains into it; {advice}") from None
         except OSError as error:  # some network file systems have no locks
             warn(f"{path} cannot be locked ({error.strerror}): let no other process use it")
-        names = [n for n in os.listdir(path) if not n.startswith(".") and n[-4:] != ".tmp"]
-        if names and not checkpoint.list_checkpoints(path):
-            raise UsageError(f"{path}: already exists and holds no run; name a new directory")
         for stale in path.glob("*.????????.tmp"):  # of processes that were killed
             stale.unlink()
         yield RunDirectory(path, warn, tensorboard)

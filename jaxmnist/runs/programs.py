@@ -43,8 +43,9 @@ def find_device(kind: Literal["auto", "cpu", "gpu", "tpu"] = "auto") -> jax.Devi
     try:
         return jax.local_devices(backend=None if kind == "auto" else kind)[0]
     except (RuntimeError, AssertionError) as error:
+        why = str(error) or f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
         hint = "the extras cuda12, cuda13 and tpu install support for others than cpu"
-        raise JaxmnistError(f"JAX finds no device for --device {kind}: {error} ({hint})") from error
+        raise JaxmnistError(f"JAX finds no device for --device {kind}: {why} ({hint})") from error
 
 
 def find_mesh(device: jax.Device, count: int | Literal["all"]) -> Mesh | None:
