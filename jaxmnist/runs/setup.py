@@ -28,7 +28,7 @@ from jaxmnist.population import Run
 from jaxmnist.runs.machine import check_memory
 from jaxmnist.training import TrainState, init_state, make_train_step, train
 from jaxmnist.types import AnyArray, Metrics, Optimizer, TrainStep
-from jaxmnist.weights import layer_sizes, load_weights
+from jaxmnist.weights import load_weights
 
 Loss = Literal["cross_entropy", "nll"]
 
@@ -101,7 +101,8 @@ def make_start(model: MLP, tx: Optimizer, n: int, options: Any) -> Start:
         params, torch_order = _torch_start(model, n, options)
     if options.init is not None:
         params = load_weights(options.init)
-        if layer_sizes(params) != (784, *model.hidden, model.classes):
+        expected = jax.tree.map(np.shape, traced.out_info.params)
+        if jax.tree.map(np.shape, params) != expected:
             raise UsageError(f"--init {options.init}: the weights have other sizes than --hidden")
         content = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(params))
         digest = hashlib.sha256(content).hexdigest()[:16]
