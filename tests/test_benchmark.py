@@ -9,6 +9,12 @@ from tests.test_cli import cli  # noqa: F401  (scripts/ is on the path)
 
 import benchmark  # isort: skip
 
+
+def mark(peer):
+    """Those of other libraries than our own dependencies run with the oracles."""
+    return pytest.mark.oracle if "torch" in peer or "equinox" in peer else pytest.mark.slow
+
+
 PEERS = {path.stem: path for path in (ROOT / "scripts" / "peers").glob("[!_]*.py")}
 WORDS = """Epoch 1/2   Training loss: 0.435781   test loss: 0.393910   accuracy: 89.02%
 Epoch 2/2   Training loss: {}   test loss: 0.360493   accuracy: 89.96%
@@ -55,13 +61,7 @@ def test_a_program_is_run_and_checked(tmp_path):
             benchmark.run(program, tmp_path, {})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(name, marks=pytest.mark.oracle) for name in PEERS if "torch" in name),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in PEERS if "torch" not in name),
-    ],
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=mark(n)) for n in PEERS])
 def test_a_peer(tmp_path, monkeypatch, name):
     """1,200 digits that are told apart by one bright row each."""
     if "equinox" in name:

@@ -267,6 +267,7 @@ def linen_losses(hidden, layers, digits, tx):
 
 
 @pytest.mark.slow
+@pytest.mark.oracle
 def test_equinox(run, digits):
     pytest.importorskip("equinox", reason="needs equinox")
     names = run("NNX, Equinox, and functions as models", only=1)[0]
