@@ -110,9 +110,11 @@ def test_weak_ink_that_is_connected_counts():
     assert np.ptp(np.flatnonzero((found > 100).any(axis=1))) >= 18
 
 
-def test_a_stroke_of_one_pixel_becomes_as_thick_as_mnists():
-    thin = read(picture(line(14, 4, 14, 24, width=1), size=(28, 28)))
-    assert 2 <= (thin[14] > 127).sum() <= 4
+@pytest.mark.parametrize(("width", "side"), [(1, 28), (1, 60), (3, 300), (8, 300)])
+def test_thin_strokes_become_as_thick_as_mnists(width, side):
+    half = side // 2
+    thin = read(picture(line(half, side / 8, half, 7 * side / 8, width=width), size=(side, side)))
+    assert 2 <= thin[14].sum() / 255 <= 2.6
 
 
 def test_a_faint_line_on_a_noisy_page():
@@ -128,6 +130,11 @@ def test_a_faint_line_on_a_noisy_page():
 @hypothesis.given(st.integers(1, 200), st.integers(1, 200), st.floats(0, 1, width=32))
 def test_a_flat_picture_is_blank(height, width, grey):
     assert not find_strokes(np.full((height, width), grey, np.float32)).any()
+
+
+def test_noise_alone_is_blank():
+    noise = np.random.default_rng(0).normal(0, 0.02, (300, 300))
+    assert not find_strokes((0.8 + noise).astype(np.float32)).any()
 
 
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
