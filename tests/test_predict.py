@@ -64,6 +64,17 @@ def test_what_is_no_digit(words, draw):
     assert words in why
 
 
+@pytest.mark.parametrize(("start", "rows"), [(0, [(60, 240)]), (230, [(60, 156), (140, 236)])])
+def test_a_symmetric_digit_is_no_cross(start, rows):
+    """A 0 and a 3."""
+
+    def arcs(pen, width):
+        for top, bottom in rows:
+            pen.arc((80, top, 220, bottom), start, 360 - start, 0, width)
+
+    assert doubt(read_image(drawn(arcs)), np.array([0.01, 0.99])) == (None, None)
+
+
 def test_not_sure_is_not_no_digit():
     image = read_image(drawn(four))
     assert doubt(image, 0.01 + 0.8 * np.eye(10)[4]) == (None, None)

@@ -17,7 +17,7 @@ pytest.importorskip("optuna")
 from jaxmnist import Dataset, JaxmnistError
 from jaxmnist.errors import UsageError
 from jaxmnist.runs import study as module
-from jaxmnist.runs.search import Search, curves_of, plot, write_csv
+from jaxmnist.runs.search import Result, Search, curves_of, plot, write_csv
 from jaxmnist.runs.study import Worker, open_study
 from tests.test_cli import cli
 
@@ -128,6 +128,11 @@ def test_what_is_no_search_is_one_line(specs, options, words):
     with pytest.raises(UsageError, match=words) as error:
         make_search(*specs, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_score_is_the_last_epochs():
+    curves = {"train_loss": [3.0, 2.0, 1.0], "test_accuracy": [0.25, 0.75, 0.5]}
+    assert Result({}, {0: curves}).score("test_accuracy")[0] == 0.5
 
 
 SPECS = ("learning_rate=0.001,0.01,0.1,100", "momentum=0,0.5")

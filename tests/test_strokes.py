@@ -112,9 +112,8 @@ def test_weak_ink_that_is_connected_counts():
 
 @pytest.mark.parametrize(("width", "side"), [(1, 28), (1, 60), (3, 300), (8, 300)])
 def test_thin_strokes_become_as_thick_as_mnists(width, side):
-    half = side // 2
-    thin = read(picture(line(half, side / 8, half, 7 * side / 8, width=width), size=(side, side)))
-    assert 2 <= thin[14].sum() / 255 <= 2.6
+    down = line(side / 2, side / 8, side / 2, 7 * side / 8, width=width)
+    assert 2 <= read(picture(down, size=(side, side)))[14].sum() / 255 <= 2.6
 
 
 def test_a_faint_line_on_a_noisy_page():
