@@ -36,7 +36,7 @@ def test_models_are_those_of_train_py(script, few_digits, tmp_path, search, opti
     """To the bit, the first and the last of each search; the validation split ranks."""
     names = re.findall(r"(\w+)=", search)
     usual = [pair for pair in zip(QUICK[::2], QUICK[1::2], strict=True) if pair[0][2:] not in names]
-    given = [*itertools.chain(*usual), "--validation", 200, *options.split()]
+    given = [*itertools.chain(*usual), "--validation", 250, *options.split()]
     code, stdout, stderr = script("sweep.py", *search.split(), *given, "--out", tmp_path / "x.csv")
     assert (code, stderr) == (0, "")
     assert "| validation accuracy |" in stdout

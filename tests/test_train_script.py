@@ -130,8 +130,7 @@ def test_no_mnist_means_synthetic_digits_loudly(script, few_digits, nowhere, tmp
     [
         ("--batch-size 1001", [2, "--batch-size 1001", "1,000"]),
         ("--validation 1000", [2, "--validation 1000", "1,000"]),
-        ("--epochs 2147483647", [2, "2**31 steps"]),
-        ("--hidden 1000000000", [1, "GB of memory", "--hidden"]),
+        ("--epochs 134217728", [2, "2**31 steps"]),  # of 16 steps each
         ("--hidden 2147483647 2147483647", [1, "GB of memory", "--hidden"]),
     ],
 )
@@ -144,9 +143,10 @@ def test_what_cannot_be_trained(script, few_digits, tmp_path, options, words):
 @pytest.mark.parametrize("library", ["jax", "numpy"])
 def test_memory_runs_out_in_the_middle(script, few_digits, monkeypatch, library):
     ones = jnp.ones if library == "jax" else np.ones
-    with monkeypatch.context() as patch:
-        patch.setattr(machine, "free_memory", lambda devices: 1_000_000)
-        refused(script("train.py", *FEW), 1, "GB of memory", "--batch-size")
+    for free, what in ((800_000, "a model of this size needs"), (1_000_000, "a step of this size")):
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, "free_memory", lambda devices, free=free: free)
+            refused(script("train.py", *FEW), 1, what, "GB of memory", "--batch-size")
     monkeypatch.setattr(directory, "epoch_record", lambda *_: jax.device_get(ones(2**46)))
     refused(script("train.py", *FEW), 1, "out of memory", "llocat", "smaller")
 
