@@ -27,9 +27,8 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
     white except at the edges, as MNIST's digits were before they were shrunk.
     """
     small = max(picture.shape) <= SMALL
-    ink = _contrast(picture, small) if np.ptp(picture) >= CONTRAST else np.zeros_like(picture)
-    if not ink.any():
-        return ink
+    if np.ptp(picture) < CONTRAST or not (ink := _contrast(picture, small)).any():
+        return np.zeros_like(picture)
     digit = _digit(ink)
     y, x = bounding_box(digit)
     shape, filled = digit[y, x].shape, ndimage.binary_fill_holes(digit)
@@ -55,9 +54,10 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
 
 def _is_rectangle(mask: Bool[np.ndarray, "h w"]) -> bool:
     """Whether the mask fills most of the smallest rectangle around it, at any angle."""
-    y, x = np.nonzero(mask & ~ndimage.binary_erosion(mask))
+    y = np.flatnonzero(mask.any(axis=1))  # each row's ends are enough
+    x = np.array([mask[y].argmax(axis=1), mask.shape[1] - 1 - mask[y, ::-1].argmax(axis=1)])
     turned = np.multiply.outer(np.exp(1j * np.radians(np.arange(90))), x + 1j * y)
-    area = np.ptp(turned.real, axis=1) * np.ptp(turned.imag, axis=1)
+    area = np.ptp(turned.real, axis=(1, 2)) * np.ptp(turned.imag, axis=(1, 2))
     return bool(mask.sum() > 0.9 * area.min())
 
 
