@@ -257,14 +257,14 @@ def test_a_torn_journal_goes_on_and_other_places_are_refused(start, tmp_path, mo
 def test_tpe_finds_better_settings_than_it_began_with(start, tmp_path):
     given = {"sample": 25, "sampler": "tpe", "seeds": 2}
     specs = ("learning_rate=log:1e-5:1e3", "momentum=0:0.9", "optimizer=sgd,adam")
-    work = start(tmp_path / "study.log", *specs, **given).work()
-    list(itertools.islice(work, 9))
+    list(itertools.islice(start(tmp_path / "study.log", *specs, **given).work(), 9))
     results, states = finish(start(tmp_path / "study.log", *specs, **given))
-    assert len(states) == len(results) == 25
-    assert len({str(result.setting) for result in results}) == 25
+    assert len(states) == len({str(result.setting) for result in results}) == 25
     assert sum(r.diverged > 0 for r in results[:10]) > sum(r.diverged > 0 for r in results[-10:])
     scores = [result.score("test_accuracy")[0] for result in results]
     assert np.nanmean(scores[-10:]) > np.nanmean(scores[:10])
+    more = finish(start(tmp_path / "study.log", *specs, **given | {"seeds": 3}))[0]
+    assert [result.setting for result in more] == [result.setting for result in results]
 
 
 @pytest.mark.slow
