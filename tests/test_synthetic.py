@@ -37,7 +37,8 @@ def assert_sums(images, expected):
 
 @pytest.mark.slow
 def test_the_images_of_a_key_under_jit_and_vmap():
-    images = jax.jit(jax.vmap(draw_digits, (0, None)))(KEYS[::-1], LABELS)
+    labels = np.where(LABELS == 9, 12, LABELS)  # others than 0 to 9 are clipped
+    images = jax.jit(jax.vmap(draw_digits, (0, None)))(KEYS[::-1], labels)
     assert_sums(images[1], SUMS)
     assert np.mean(images[0] == images[1]) < 0.9
 
