@@ -31,13 +31,13 @@ def find_strokes(picture: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h2
         return np.zeros_like(picture)
     digit = _digit(ink)
     y, x = bounding_box(digit)
-    shape, filled = digit[y, x].shape, ndimage.binary_fill_holes(digit)
+    shape, filled = digit[y, x].shape, ndimage.binary_fill_holes(digit[y, x])
     area, share = filled.sum(), digit.sum() / filled.sum()
     if area > SMALL * max(shape) and 0.7 < share < 0.997 and _is_rectangle(filled):
         # A sheet on a desk, or an image in a plot: goes on with what is on it.
         inside = ndimage.binary_erosion(filled, iterations=2 + max(shape) // 60)  # edges are soft
         _, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
-        return find_strokes(picture[tuple(nearest)][y, x])
+        return find_strokes(picture[y, x][tuple(nearest)])
     pitch = max(shape) / BOX  # pixels for one of MNIST's
     margin = 2 + round(pitch)
     y, x = slice(y.start, y.stop + 2 * margin), slice(x.start, x.stop + 2 * margin)
